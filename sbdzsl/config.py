@@ -1,0 +1,134 @@
+"""Typed, closed, frozen settings and the one loader.
+
+An unknown key, a wrong type or a value out of range is a `ConfigError` that reads `file: key: reason`.
+Nothing here touches the disk or the environment on import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sbdzsl.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: no unknown keys, no assignment after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageSettings(Settings):
+    """Limits checked before an image is decoded, and the depth policy for images deeper than 8 bits."""
+
+    max_bytes: int = Field(256 * 2**20, gt=0, description="largest file, in bytes")
+    max_pixels: int = Field(120_000_000, gt=0, description="largest width times height")
+    max_side_px: int = Field(60_000, gt=0, description="largest width or height")
+    min_side_px: int = Field(16, gt=0, description="smallest width or height that can be judged")
+    bit_depth: int | None = Field(
+        None, ge=8, le=16, description="significant bits of 16-bit files; the manifest's own wins"
+    )
+    white_percentile: float | None = Field(
+        None, gt=50, le=100, description="when no depth is declared: this percentile of the image is white"
+    )
+
+
+class RouterSettings(Settings):
+    """SBAD: features, class embedding, decision."""
+
+    crop_px: int = Field(256, ge=64, description="side of a crop, in source pixels: scale is information")
+    max_crops: int = Field(2, ge=1, le=16, description="crops an image contributes at most")
+    score: Literal["whitened-nn", "paper"] = Field("whitened-nn", description="what gates unseen surfaces")
+    false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: seen images that may be called unseen")
+    pca_dims: int = Field(128, ge=8)
+    shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-class covariance towards its diagonal")
+    ce_vae_steps: int = Field(1500, ge=0)
+    vaegan_steps: int = Field(1000, ge=0, description="generator steps; each takes critic_steps critic steps")
+    critic_steps: int = Field(5, ge=1)
+    hidden: int = Field(512, ge=16, description="width of the hidden layers of CE-VAE and VAEGAN")
+
+
+class DetectorSettings(Settings):
+    """SBDD: network, training and decision of one surface's detector."""
+
+    width: float = Field(1.0, gt=0, le=4, description="the one dial of the network: all layer widths scale with it")
+    scale: float | None = Field(None, gt=0, le=1, description="images are shrunk by this; none: chosen from their size")
+    epochs: int = Field(40, ge=1)
+    max_minutes: float = Field(5.0, gt=0, description="training stops in good order at this wall time")
+    batch_size: int = Field(8, ge=2)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    positive_weight: float = Field(3.0, gt=0, description="weight of defect pixels in the segmentation loss")
+    distance_power: float = Field(1.0, ge=0, description="power of the distance transform that weighs defect pixels")
+    dilation_px: int = Field(7, ge=1, description="masks are dilated by this in training, in network pixels")
+    drawn_defects: float = Field(0.5, ge=0, le=1, description="share of good training images that get a drawn defect")
+    false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: good images that may be called defective")
+    threshold_policy: Literal["false-alarm-rate", "max-f1", "zero-misses"] = "false-alarm-rate"
+
+
+class TrainSettings(Settings):
+    """Everything `sbdzsl train --config` accepts."""
+
+    image: ImageSettings = ImageSettings()
+    router: RouterSettings = RouterSettings()
+    detector: DetectorSettings = DetectorSettings()
+    surfaces: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="per surface: keys of `detector` that differ from it"
+    )
+    attributes: str | None = Field(None, description="URL of an attribute table (CSV) that replaces the embedded one")
+
+    def detector_for(self, surface: str) -> DetectorSettings:
+        """Settings of one surface's detector: the common ones with the surface's own laid over them."""
+        return parse(
+            DetectorSettings, self.detector.model_dump() | self.surfaces.get(surface, {}), f"surfaces.{surface}"
+        )
+
+
+class AuditSettings(Settings):
+    """How an audit is cut up and run; its results do not depend on these."""
+
+    shard_size: int | None = Field(None, ge=1, description="images a shard; none: chosen from the size of the manifest")
+    actors: int | None = Field(None, ge=1, description="none: one per CPU of the cluster")
+    cpus_per_actor: float = Field(1.0, gt=0)
+    gpus_per_actor: float = Field(0.0, ge=0)
+    readers_per_actor: int = Field(4, ge=1, description="threads that read and decode ahead of the nets")
+    gallery_size: int = Field(24, ge=0, description="images in the report's gallery, per kind")
+    stall_timeout_s: float = Field(
+        600.0, gt=0, description="no shard finished for so long: the audit stops and says so"
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(model: type[S], values: dict[str, Any], source: str) -> S:
+    """Build settings from plain values. Raises `ConfigError` that names `source`, key and reason."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        reasons = "\n".join(
+            f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})"
+            for e in error.errors()
+        )
+        known = ", ".join(model.model_fields)
+        raise ConfigError("bad-config", f"{reasons}\nknown keys: {known}") from None
+
+
+def load(model: type[S], path: str | Path | None) -> S:
+    """Read settings from a YAML file; the defaults if `path` is None. Raises `ConfigError`."""
+    if path is None:
+        return model()
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("bad-config", f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError("bad-config", f"{path}: not valid YAML: {error}") from None
+    if values is None:
+        return model()
+    if not isinstance(values, dict):
+        raise ConfigError("bad-config", f"{path}: found {type(values).__name__}, expected a mapping of settings")
+    return parse(model, values, str(path))

@@ -1,0 +1,112 @@
+"""The one error hierarchy, with stable codes.
+
+Every failure that a user can cause or meet is an `SbdzslError`. Its `code` (kebab-case) is a public contract: it
+stands in verdict rows, in logs and in problem documents. The message says what was found, what was expected and what to do.
+`ValueError` and `assert` are left for mistakes of our own code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SbdzslError(Exception):
+    """Root of all errors that sbdzsl raises on purpose.
+
+    `CODES` maps each stable code of a class to its HTTP status; `exit_code` is what a command ends with:
+    1 the work failed, 2 the call is wrong, 3 stopped by a limit that the user set.
+    """
+
+    CODES: ClassVar[dict[str, int]] = {}
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        if code not in self.CODES:
+            raise ValueError(f"{type(self).__name__} has no code {code!r}; it has {sorted(self.CODES)}")
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    @property
+    def http_status(self) -> int:
+        """HTTP status that a service answers with for this error."""
+        return self.CODES[self.code]
+
+    def __reduce__(self) -> tuple[type[SbdzslError], tuple[str, str]]:
+        # The default would call the class with the message alone, and errors cross process borders.
+        return type(self), (self.code, self.message)
+
+
+class ImageError(SbdzslError):
+    """The bytes of one image cannot be judged. In an audit this becomes a row, never an exception."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "empty": 400,
+        "unreadable": 400,
+        "truncated": 400,
+        "unsupported-format": 415,
+        "too-large": 413,
+        "too-small": 422,
+        "depth-mismatch": 422,
+    }
+
+
+class LakeError(SbdzslError):
+    """A store, a folder or one object in it cannot be listed, read or written."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "not-found": 404,
+        "forbidden": 403,
+        "no-images": 404,
+        "unreachable": 503,
+        "unsupported-store": 400,
+        "already-exists": 409,
+    }
+
+
+class DataError(SbdzslError):
+    """A data set, a manifest, a mask or a label is not what it has to be."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "bad-layout": 422,
+        "bad-manifest": 422,
+        "bad-mask": 422,
+        "bad-attributes": 422,
+        "too-few-images": 422,
+    }
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(SbdzslError):
+    """A setting or an argument is unknown, of the wrong type or out of range."""
+
+    CODES: ClassVar[dict[str, int]] = {"bad-config": 400}
+    exit_code: ClassVar[int] = 2
+
+
+class BundleError(SbdzslError):
+    """A bundle is missing, damaged, of another version or holds what must not be loaded."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "no-bundle": 404,
+        "damaged-bundle": 422,
+        "wrong-version": 422,
+        "unsafe-file": 422,
+    }
+
+
+class TrainingError(SbdzslError):
+    """A training cannot go on, such as at a loss that is not finite."""
+
+    CODES: ClassVar[dict[str, int]] = {"not-finite": 500, "weights-missing": 500}
+
+
+class AuditError(SbdzslError):
+    """An audit cannot start, cannot go on, or does not reconcile."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "other-audit": 409,
+        "no-resources": 503,
+        "incomplete": 500,
+        "stalled": 500,
+    }

@@ -1,0 +1,1 @@
+"""SBDD, stage two: one segmentation-and-decision network per surface."""

@@ -1,0 +1,165 @@
+"""What inspection says about one image, and the Arrow schema of the table it is stored in.
+
+`Verdict` is the one answer of all ways in (command line, audit, evaluation): `to_row` makes the row of
+`VERDICT_SCHEMA`, `to_json` the same fields as plain JSON. Coordinates are source pixels, origin top left, before any
+scaling; scores are raw, nothing is clamped. A field that was not computed is None, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Decision = Literal["good", "defect", "unseen", "error"]
+
+SCHEMA_VERSION = 1
+
+#: OPC 40001-101 `ResultEvaluation` of each decision: OK only where an image was judged good.
+OPC_RESULT_EVALUATION: dict[Decision, int] = {"good": 1, "defect": 2, "unseen": 3, "error": 0}
+
+REGION_TYPE = pa.struct(
+    [
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("area_px", pa.int32()),
+        ("score", pa.float32()),
+    ]
+)
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+        ("surface", pa.string()),
+        ("surface_margin", pa.float64()),
+        ("unseen_score", pa.float64()),
+        ("unseen_threshold", pa.float64()),
+        ("unseen_p_value", pa.float64()),
+        ("defect_score", pa.float64()),
+        ("defect_threshold", pa.float64()),
+        ("defect_probability", pa.float64()),
+        ("regions", pa.list_(REGION_TYPE)),
+        ("class_embedding", pa.list_(pa.float32())),
+        ("attributes", pa.list_(pa.string())),
+        ("nearest_surfaces", pa.list_(pa.string())),
+        ("threshold_policy", pa.string()),
+        ("error_code", pa.string()),
+        ("error_detail", pa.string()),
+        pa.field("bundle", pa.string(), nullable=False),
+        pa.field("inspected_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        ("decode_ms", pa.float32()),
+        ("route_ms", pa.float32()),
+        ("detect_ms", pa.float32()),
+    ],
+    metadata={"sbdzsl_schema": "verdict", "version": str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One connected place of a defect: box and area in source pixels, `score` the highest map value (a logit) in it."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area_px: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What SBAD says: the nearest seen surface, and whether the image is too far from all of them.
+
+    `unseen_score` is larger the stranger the image; it is unseen where the score exceeds `unseen_threshold`.
+    `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `class_embedding` holds the
+    A attribute values.
+    """
+
+    surface: str
+    surface_margin: float
+    unseen_score: float
+    unseen_threshold: float
+    unseen_p_value: float
+    class_embedding: tuple[float, ...]
+    attributes: tuple[str, ...]
+    nearest_surfaces: tuple[str, ...]
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether the image belongs to none of the seen surfaces, at the user's false-alarm budget."""
+        return self.unseen_score > self.unseen_threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What one surface's SBDD says: `defect_score` is a logit; defective where it exceeds `defect_threshold`.
+
+    `defect_probability` is calibrated on held-out images, None where they held no defect to calibrate with.
+    """
+
+    defect_score: float
+    defect_threshold: float
+    defect_probability: float | None
+    regions: tuple[Region, ...]
+    threshold_policy: str
+
+    @property
+    def is_defect(self) -> bool:
+        """Whether the score exceeds the threshold."""
+        return self.defect_score > self.defect_threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision on one image, with everything that led to it. Fields as in `VERDICT_SCHEMA`."""
+
+    image_id: str
+    uri: str
+    verdict: Decision
+    bundle: str
+    surface: str | None = None
+    surface_margin: float | None = None
+    unseen_score: float | None = None
+    unseen_threshold: float | None = None
+    unseen_p_value: float | None = None
+    defect_score: float | None = None
+    defect_threshold: float | None = None
+    defect_probability: float | None = None
+    regions: tuple[Region, ...] = ()
+    class_embedding: tuple[float, ...] = ()
+    attributes: tuple[str, ...] = ()
+    nearest_surfaces: tuple[str, ...] = ()
+    threshold_policy: str | None = None
+    error_code: str | None = None
+    error_detail: str | None = None
+    inspected_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    decode_ms: float | None = None
+    route_ms: float | None = None
+    detect_ms: float | None = None
+
+    @property
+    def result_evaluation(self) -> int:
+        """`ResultEvaluation` of OPC 40001-101: 1 OK, 2 NotOK, 3 NotDecidable, 0 Undefined."""
+        return OPC_RESULT_EVALUATION[self.verdict]
+
+    def to_row(self) -> dict[str, Any]:
+        """One row of `VERDICT_SCHEMA`."""
+        return asdict(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain JSON values, with `result_evaluation` beside them."""
+        row = self.to_row()
+        row["inspected_at"] = self.inspected_at.isoformat()
+        return row | {"result_evaluation": self.result_evaluation}
+
+
+def verdict_table(verdicts: list[Verdict]) -> pa.Table:
+    """Verdicts as a table of `VERDICT_SCHEMA`, in the order given."""
+    return pa.Table.from_pylist([verdict.to_row() for verdict in verdicts], schema=VERDICT_SCHEMA)
