@@ -1,8 +1,8 @@
 """The one error hierarchy, with stable codes.
 
 Every failure that a user can cause or meet is an `SbdzslError`. Its `code` (kebab-case) is a public contract: it
-stands in verdict rows, in logs and in problem documents. The message says what was found, what was expected and what to do.
-`ValueError` and `assert` are left for mistakes of our own code.
+stands in verdict rows, in logs and in problem documents. The message says what was found, what was expected and what
+to do. `ValueError` and `assert` are left for mistakes of our own code.
 """
 
 from __future__ import annotations
