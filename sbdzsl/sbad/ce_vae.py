@@ -22,7 +22,7 @@ from sbdzsl.errors import TrainingError
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 # Of eq. 2 averaged over the features, against eq. 3. The more, the farther learned CEs leave the scale of the real ones
-# and the more words go wrong (agreement 0.92, 0.85, 0.74 at 30, 120, 600); detection is the same. At 30 surfaces with
+# and the more words go wrong (agreement 0.92, 0.91, 0.85 at 30, 60, 120); detection is the same. At 30 surfaces with
 # equal rows still move well apart.
 RECONSTRUCTION_WEIGHT = 30.0
 
@@ -63,7 +63,7 @@ class CEVAE(nn.Module):
         self.decoder = FeatureDecoder(num_attributes, hidden, num_features)
 
     def loss(self, x: Tensor, real_ce: Tensor, generator: torch.Generator) -> Tensor:
-        """Weighted L_REC + L_CE (eq. 2, 3), a scalar; `x` [B, D] in [0, 1], `real_ce` [B, A] of each image's surface."""
+        """Weighted L_REC + L_CE (eq. 2, 3), a scalar; `x` [B, D] in [0, 1], `real_ce` [B, A] of their surfaces."""
         mean, log_variance = self.encoder(x)
         logits = self.decoder(draw(mean, log_variance, generator))
         reconstruction = 0.5 * cross_entropy(logits, x) / x.shape[1]
