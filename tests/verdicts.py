@@ -130,7 +130,5 @@ def _regions(rng: np.random.Generator, lengths: np.ndarray) -> pa.Array:
     total = int(lengths.sum())
     side = rng.integers(4, 60, (2, total))
     columns = [*rng.integers(0, 400, (2, total)), *side, side[0] * side[1] // 2, rng.exponential(2.0, total)]
-    arrays = [
-        pa.array(column).cast(REGION_TYPE.field(i).type, safe=False) for i, column in enumerate(columns)
-    ]
+    arrays = [pa.array(column).cast(REGION_TYPE.field(i).type, safe=False) for i, column in enumerate(columns)]
     return _lists(lengths, pa.StructArray.from_arrays(arrays, fields=list(REGION_TYPE)))

@@ -290,9 +290,7 @@ def _unseen(rows: pl.LazyFrame, budget: float | None) -> UnseenSummary:
         )
     ).row(0, named=True)
     histograms = _histograms(
-        scored.select(
-            surface=pl.lit("all"), score="unseen_score", threshold="unseen_threshold", alarmed=_is("unseen")
-        )
+        scored.select(surface=pl.lit("all"), score="unseen_score", threshold="unseen_threshold", alarmed=_is("unseen"))
     )
     return UnseenSummary(
         rate=rate(row["unseen"], row["of"]),
