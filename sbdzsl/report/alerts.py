@@ -72,14 +72,11 @@ def worst(rows: pl.LazyFrame, verdict: str, num: int) -> list[dict[str, Any]]:
 
     Found by id and margin alone and only then read in full, so that the embeddings of a million rows stay on the disk.
     """
-    order = {"by": ["margin", "image_id"], "descending": [True, False], "nulls_last": True}
-    first = (
-        rows.filter(pl.col("verdict") == verdict)
-        .select("image_id", margin=_MARGIN)
-        .sort(**order)
-        .head(num)
-        .collect(engine="streaming")
-    )
-    whole = rows.filter(pl.col("image_id").is_in(first["image_id"].to_list())).with_columns(margin=_MARGIN)
-    table = whole.unique("image_id", keep="any").sort(**order).drop("margin").collect(engine="streaming")
-    return table.to_dicts()
+    first = _by_margin(rows.filter(pl.col("verdict") == verdict).select("image_id", margin=_MARGIN)).head(num)
+    ids = first.collect(engine="streaming")["image_id"].to_list()
+    whole = rows.filter(pl.col("image_id").is_in(ids)).unique("image_id").with_columns(margin=_MARGIN)
+    return _by_margin(whole).drop("margin").collect(engine="streaming").to_dicts()
+
+
+def _by_margin(rows: pl.LazyFrame) -> pl.LazyFrame:
+    return rows.sort("margin", "image_id", descending=[True, False], nulls_last=True)

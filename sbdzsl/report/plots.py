@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ _INK, _DIM, _PASSED, _ALARM, _LINE = _VARIABLES
 
 _FLOOR = 0.5
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sbdzsl",
     "font.family": "sans-serif",
