@@ -48,8 +48,8 @@ ADVICE: dict[str, tuple[str, str]] = {
     ),
     "depth-mismatch": ("A pixel is above the declared bit depth.", "Correct the bit depth of the camera or manifest."),
     "not-found": ("The image was listed, but is gone.", "Find out who deletes; list the lake again."),
-    "forbidden": ("The store refused to give the image.", "Grant read access to the audit's account; run again."),
-    "unreachable": ("The store did not answer, also after retries.", "Check network and store; run again."),
+    "forbidden": ("The store refused to give the image.", "Grant read access to the audit's account."),
+    "unreachable": ("The store did not answer, also after retries.", "Check the network and the store."),
 }
 _NO_ADVICE = ("", "Read the detail of the examples.")
 
@@ -97,14 +97,20 @@ def write_report(
 def _render(summary: Summary, cards: dict[str, list[_Card]], num_alerts: int, alerts_digest: str) -> str:
     plots = {
         surface.surface: Markup(
-            histogram_svg(surface.defect_histogram, surface.defect_thresholds, "defect score (logit)", "defect")
+            histogram_svg(
+                surface.defect_histogram,
+                surface.defect_thresholds,
+                "defect score (logit)",
+                "defect",
+                f"surface-{number}",
+            )
         )
-        for surface in summary.surfaces
+        for number, surface in enumerate(summary.surfaces)
         if surface.defect_histogram is not None
     }
     unseen = summary.unseen
     unseen_plot = unseen.histogram and Markup(
-        histogram_svg(unseen.histogram, unseen.thresholds, "unseen score", "unseen")
+        histogram_svg(unseen.histogram, unseen.thresholds, "unseen score", "unseen", "router")
     )
     rates = [surface.defect_rate.value or 0.0 for surface in summary.surfaces]
     return (
@@ -147,20 +153,23 @@ def _card(row: Mapping[str, Any], image: GalleryImage | None) -> _Card:
     folder, _, name = row["uri"].rpartition("/")
     lines = _defect_lines(row) if row["verdict"] == "defect" else _unseen_lines(row)
     if image is not None and image.caption:
-        lines.append(("Image", ", ".join(image.caption)))
+        lines.append(("Image", _plain(", ".join(image.caption))))
     attributes = tuple(row["attributes"] or ())
     return _Card(source, row["verdict"], folder and f"{folder}/", name, tuple(lines), attributes)
 
 
 def _defect_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    lines = [("Surface", row["surface"] or NONE), ("Score", _against(row["defect_score"], row["defect_threshold"]))]
+    lines = [
+        ("Surface", _plain(row["surface"] or NONE)),
+        ("Score", _against(row["defect_score"], row["defect_threshold"])),
+    ]
     if row["defect_probability"] is not None:
         lines.append(("Probability", _share(row["defect_probability"])))
     regions = sorted(row["regions"] or (), key=lambda region: -region["score"])
     if regions:
         hottest = regions[0]
         more = f", the hottest of {len(regions)}" if len(regions) > 1 else ""
-        box = f"{hottest['width']} × {hottest['height']} px at x {hottest['x']}, y {hottest['y']}"
+        box = f"{hottest['width']} × {hottest['height']}\u00a0px at x\u00a0{hottest['x']}, y\u00a0{hottest['y']}"
         lines.append(("Place", box + more))
     return lines
 
@@ -170,7 +179,7 @@ def _unseen_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Score", _against(row["unseen_score"], row["unseen_threshold"])),
         ("p-value", NONE if p_value is None else f"{p_value:.2g}"),
-        ("Nearest", ", ".join(row["nearest_surfaces"] or ()) or row["surface"] or NONE),
+        ("Nearest", _plain(", ".join(row["nearest_surfaces"] or ()) or row["surface"] or NONE)),
     ]
 
 
@@ -190,10 +199,10 @@ def _share(value: float | None) -> str:
         return NONE
     percent = 100 * value
     if percent in (0.0, 100.0):
-        return f"{percent:.0f} %"
+        return f"{percent:.0f}\u00a0%"
     if percent >= 99.95:
-        return "> 99.9 %"
-    return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
+        return "> 99.9\u00a0%"
+    return f"{percent:.1f}\u00a0%" if percent >= 1 else f"{percent:.2g}\u00a0%"
 
 
 def _score(value: float | None) -> str:

@@ -8,9 +8,11 @@ the picture is the top left part of the result, and the strip of words stands be
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +80,7 @@ def encode_png(rgb: NDArray[np.uint8]) -> bytes:
     return _encode(".png", rgb, [])
 
 
-def encode_thumbnail(rgb: NDArray[np.uint8], max_width_px: int = 360, max_height_px: int = 720) -> bytes:
+def encode_thumbnail(rgb: NDArray[np.uint8], max_width_px: int = 480, max_height_px: int = 960) -> bytes:
     """RGB [H, W, 3] as JPEG, shrunk by area until it fits; never enlarged."""
     height, width = rgb.shape[:2]
     scale = min(1.0, max_width_px / width, max_height_px / height)
@@ -168,20 +170,16 @@ def _legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, pad: int, y: int, si
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines no wider than `width` px, broken at spaces where possible, within words where not; the end is cut."""
     lines: list[str] = []
-    line = ""
-    for word in text.split():
-        candidate = f"{line} {word}".lstrip()
-        while font.getlength(candidate) > width:
-            fits = len(line)
-            if not line:
-                fits = max(1, sum(font.getlength(candidate[:end]) <= width for end in range(1, len(candidate) + 1)))
-            lines.append(candidate[:fits])
-            line, candidate = "", candidate[fits:].lstrip()
-        line = candidate
-    lines += [line] if line else []
-    if len(lines) <= _MAX_CAPTION_LINES:
-        return lines
-    return [*lines[: _MAX_CAPTION_LINES - 1], lines[_MAX_CAPTION_LINES - 1][:-1] + "…"]
+    rest = " ".join(text.split())
+    while rest and len(lines) < _MAX_CAPTION_LINES:
+        fits = max(1, bisect_right(range(1, len(rest) + 1), width, key=lambda end: ceil(font.getlength(rest[:end]))))
+        if fits < len(rest) and " " in rest[: fits + 1]:
+            fits = rest.rindex(" ", 0, fits + 1)
+        lines.append(rest[:fits])
+        rest = rest[fits:].lstrip()
+    if rest:
+        lines[-1] = lines[-1][:-1] + "…"
+    return lines
 
 
 @lru_cache(maxsize=32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -23,18 +23,20 @@ _VARIABLES = {
     "#040506": "var(--dim)",
     "#070809": "var(--passed)",
     "#0a0b0c": "var(--alarm)",
-    "#0d0e0f": "var(--line)",
+    "#0d0e0f": "var(--unseen)",
+    "#101112": "var(--line)",
+    "#131415": "var(--stripe)",
 }
-_INK, _DIM, _PASSED, _ALARM, _LINE = _VARIABLES
+_INK, _DIM, _PASSED, _DEFECT, _UNSEEN, _LINE, _STRIPE = _VARIABLES
+_ALARM = {"defect": _DEFECT, "unseen": _UNSEEN}
 
 _FLOOR = 0.5
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "sbdzsl",
     "font.family": "sans-serif",
-    "font.size": 9,
-    "hatch.color": _INK,
+    "font.size": 10.5,
+    "hatch.color": _STRIPE,
     "hatch.linewidth": 0.6,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _DIM,
@@ -45,14 +47,17 @@ _RC: dict[Any, Any] = {
 }
 
 
-def histogram_svg(histogram: Histogram, thresholds: Sequence[float], score_name: str, alarm_name: str) -> str:
+def histogram_svg(
+    histogram: Histogram, thresholds: Sequence[float], score_name: str, alarm: Literal["defect", "unseen"], plot_id: str
+) -> str:
     """An `<svg>` element: counts of the score on a logarithmic axis, the alarmed part hatched, a line per threshold.
 
-    `score_name` labels the axis, `alarm_name` says what a score above the threshold is called. Deterministic.
+    `score_name` labels the axis, `alarm` is the verdict of a score above the threshold. Deterministic.
+    `plot_id` tells apart the plots of one page: the ids inside are made from it.
     """
     edges = histogram.low + histogram.bin_width * np.arange(len(histogram.passed) + 1)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(4.6, 2.3), layout="constrained")
+    with matplotlib.rc_context(_RC | {"svg.hashsalt": plot_id}):
+        figure = Figure(figsize=(4.6, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.set_yscale("log")
         # A logarithm has no zero: empty bins end below the axis.
@@ -63,11 +68,11 @@ def histogram_svg(histogram: Histogram, thresholds: Sequence[float], score_name:
             edges,
             baseline=_FLOOR,
             fill=True,
-            facecolor=_ALARM,
-            edgecolor=_INK,
+            facecolor=_ALARM[alarm],
+            edgecolor=_STRIPE,
             hatch="////",
             linewidth=0,
-            label=alarm_name,
+            label=alarm,
         )
         for number, threshold in enumerate(thresholds):
             label = "" if number else f"threshold {threshold:.2f}".replace("-", "−")
@@ -79,7 +84,15 @@ def histogram_svg(histogram: Histogram, thresholds: Sequence[float], score_name:
         axes.set_xlabel(score_name)
         axes.set_ylabel("images (log scale)")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=8, labelcolor=_INK)
+        figure.legend(
+            loc="outside upper left",
+            ncols=3,
+            frameon=False,
+            fontsize=10,
+            handlelength=1.4,
+            columnspacing=1.4,
+            labelcolor=_INK,
+        )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue())

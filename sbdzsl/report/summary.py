@@ -194,11 +194,13 @@ class Summary:
             f"{_images(counts.total)}: {counts.good:,} good, {counts.defect:,} defective, "
             f"{counts.unseen:,} on unseen surfaces, {counts.error:,} could not be judged"
         )
+        if self.complete and not counts.total:
+            return "The manifest is empty: there was no image to judge."
         if self.complete:
             return f"{judged}; every image of the manifest has exactly one row."
         return (
-            f"{judged}. Not complete: the manifest names {_images(facts.num_manifest)}, "
-            f"{facts.num_missing:,} without a row, {facts.num_duplicates:,} with more than one."
+            f"{judged}. Not complete: the manifest names {_images(facts.num_manifest)}, the table holds "
+            f"{counts.total:,} rows; {facts.num_missing:,} without a row, {facts.num_duplicates:,} with more than one."
         )
 
     def to_json(self) -> dict[str, Any]:
