@@ -42,6 +42,11 @@ class AttributeTable:
     names: tuple[str, ...]
     rows: Mapping[str, tuple[float, ...]]
 
+    @property
+    def surfaces(self) -> tuple[str, ...]:
+        """The surfaces that have a row."""
+        return tuple(self.rows)
+
     def matrix(self, surfaces: Sequence[str]) -> NDArray[np.float32]:
         """The rows of `surfaces`, [K, A] float32. Raises `DataError` (`bad-attributes`) where one is missing."""
         missing = [surface for surface in surfaces if surface not in self.rows]

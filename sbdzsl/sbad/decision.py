@@ -14,7 +14,7 @@ One image at a time in float64 and without BLAS, so that a score does not depend
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,8 @@ class SurfaceRouter:
     """The fitted stage one. Immutable after construction.
 
     `surfaces` are the K seen surfaces in the order of all per-surface arrays; `calibration_scores` are the unseen
-    scores of held-out seen images under `settings.score`, in any order. Raises `DataError` (`too-few-images`) where
-    there is none.
+    scores of held-out seen images under `settings.score`, in any order. `calibrated` is the threshold at the settings'
+    false-alarm rate, with the rule and the counts that made it. Raises `DataError` (`too-few-images`) without scores.
     """
 
     def __init__(
@@ -112,15 +112,17 @@ class SurfaceRouter:
         self.reader = reader
         self.settings = settings
         self.calibration_scores = np.sort(np.asarray(calibration_scores, dtype=np.float64))
-        self._threshold = self.threshold_at(settings.false_alarm_rate)
+        self.calibrated = self._calibrate(settings.false_alarm_rate)
 
-    @property
-    def threshold(self) -> Threshold:
-        """The threshold at `settings.false_alarm_rate`."""
-        return self._threshold
+    def threshold(self, false_alarm_rate: float | None = None) -> float:
+        """The score above which an image is unseen, at another rate than the one of the settings if one is given.
 
-    def threshold_at(self, false_alarm_rate: float) -> Threshold:
-        """The conformal threshold at another rate, or at the lowest that the held-out images support."""
+        Where the held-out images are too few for the rate it is the threshold at the lowest rate they support;
+        `calibrated` tells which one that is for the settings' own.
+        """
+        return self.calibrated.value if false_alarm_rate is None else self._calibrate(false_alarm_rate).value
+
+    def _calibrate(self, false_alarm_rate: float) -> Threshold:
         return choose_threshold("false-alarm-rate", self.calibration_scores, np.empty(0), false_alarm_rate)
 
     def route(self, features: NDArray[np.float32], threshold: float | None = None) -> Route:
@@ -136,7 +138,7 @@ class SurfaceRouter:
             surface=self.surfaces[order[0]],
             surface_margin=float(distances[order[1]]) - score if len(order) > 1 else None,
             unseen_score=score,
-            unseen_threshold=self._threshold.value if threshold is None else threshold,
+            unseen_threshold=self.calibrated.value if threshold is None else threshold,
             unseen_p_value=conformal_p_value(self.calibration_scores, score),
             class_embedding=tuple(float(value) for value in embedding.astype(np.float32)),
             attributes=words(embedding, self.attribute_names),
@@ -151,12 +153,16 @@ class SurfaceRouter:
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
     def meta(self) -> dict[str, Any]:
-        """What `from_tensors` needs beside the tensors and the settings, as plain JSON values."""
-        return {"surfaces": list(self.surfaces), "attribute_names": list(self.attribute_names)}
+        """What belongs beside the tensors and the settings, as plain JSON values; `threshold` is for the reader."""
+        return {
+            "surfaces": list(self.surfaces),
+            "attribute_names": list(self.attribute_names),
+            "threshold": asdict(self.calibrated),
+        }
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, Tensor], settings: RouterSettings, meta: Mapping[str, Any]
+        cls, settings: RouterSettings, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> SurfaceRouter:
         """The inverse of `tensors` and `meta`: routes to the same bits. Raises `BundleError` (`damaged-bundle`)."""
         try:
