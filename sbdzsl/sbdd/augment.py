@@ -71,7 +71,7 @@ def draw_stroke(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]
 def draw_blob(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
     """A stain or pit of irregular outline with a soft rim."""
     mask = _ellipse(grey.shape, generator, 0.02, 0.12)
-    noise = cv2.GaussianBlur(generator.normal(size=grey.shape).astype(np.float32), (0, 0), 3.0)
+    noise = _blur(generator.standard_normal(grey.shape, np.float32), 3.0)
     ragged = mask & (noise > np.quantile(noise[mask], 0.25))
     ragged = ragged if ragged.any() else mask
     return _shade(grey, _soften(ragged.astype(np.uint8) * 255, 1.5), generator), ragged
@@ -86,14 +86,14 @@ def draw_ellipse(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask
 def change_texture(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
     """A place where the texture itself is blurred, sharpened or has another contrast."""
     mask = _ellipse(grey.shape, generator, 0.04, 0.2)
-    smooth = cv2.GaussianBlur(grey, (0, 0), float(generator.uniform(1.0, 3.0)))
+    smooth = _blur(grey, float(generator.uniform(1.0, 3.0)))
     kind = generator.integers(3)
     if kind == 0:
         other = smooth
     elif kind == 1:
         other = grey + generator.uniform(1.0, 2.5) * (grey - smooth)
     else:
-        mean = cv2.GaussianBlur(grey, (0, 0), 12.0)
+        mean = _blur(grey, 12.0)
         other = mean + (grey - mean) * generator.choice([generator.uniform(0.2, 0.6), generator.uniform(1.6, 2.5)])
     return _blend(grey, other, _soften(mask.astype(np.uint8) * 255, 2.0)), mask
 
@@ -162,8 +162,8 @@ def _paste(grey: Grey, patch: Grey, mask: Mask, generator: np.random.Generator) 
             patch, mask = np.flip(patch, axis), np.flip(mask, axis)
     zoom = generator.uniform(0.7, 1.4)
     height, width = (max(1, min(round(a * zoom), b)) for a, b in zip(patch.shape, grey.shape, strict=True))
-    patch = cv2.resize(np.ascontiguousarray(patch), (width, height), interpolation=cv2.INTER_LINEAR)
-    soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    patch = _resize(patch, height, width)
+    soft = _resize(mask.astype(np.float32), height, width)
     soft[soft.argmax() // width, soft.argmax() % width] = 1  # shrunk away or not, a defect is what was promised
     y = int(generator.integers(grey.shape[0] - height + 1))
     x = int(generator.integers(grey.shape[1] - width + 1))
@@ -171,7 +171,7 @@ def _paste(grey: Grey, patch: Grey, mask: Mask, generator: np.random.Generator) 
     rim = soft < 0.5
     offset = float(grey[place][rim].mean() - patch[rim].mean()) if rim.any() else 0.0
     image, pasted = grey.copy(), np.zeros(grey.shape, np.bool_)
-    image[place] = _blend(grey[place], patch + offset, cv2.GaussianBlur(soft, (0, 0), 0.7))
+    image[place] = _blend(grey[place], patch + np.float32(offset), _blur(soft, 0.7))
     pasted[place] = soft >= 0.5
     return image, pasted
 
@@ -189,14 +189,30 @@ def _ellipse(shape: tuple[int, ...], generator: np.random.Generator, smallest: f
 
 def _soften(canvas: NDArray[np.uint8], sigma: float) -> Grey:
     """A mask of 0 and 255 as opacity in [0, 1] with a rim of `sigma` pixels."""
-    return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), sigma)
+    return _blur(canvas.astype(np.float32) / 255, sigma)
 
 
 def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator) -> Grey:
-    """Darken (more often) or brighten by 1.5 to 5 deviations of the image."""
-    deviation = max(float(grey.std()), 0.01)
+    """Darken (more often) or brighten by 1.5 to 8 deviations of the fine texture, or paint in one grey (one in four).
+
+    Real scratches and cracks lie at 2 to 8, holes and glare far outside. Of the fine texture, since the deviation of
+    the whole image is mostly uneven light.
+    """
+    if generator.random() < 0.25:
+        return _blend(grey, np.full_like(grey, generator.random()), opacity)
+    texture = max(float((grey - _blur(grey, 4.0)).std()), 0.005)
     sign = -1.0 if generator.random() < 0.65 else 1.0
-    return np.clip(grey + opacity * sign * generator.uniform(1.5, 5.0) * deviation, 0, 1).astype(np.float32)
+    strength = np.exp(generator.uniform(np.log(1.5), np.log(8.0)))
+    return np.clip(grey + opacity * np.float32(sign * strength * texture), 0, 1)
+
+
+def _blur(grey: Grey, sigma: float) -> Grey:
+    return np.asarray(cv2.GaussianBlur(grey, (0, 0), sigma), np.float32)
+
+
+def _resize(grey: Grey, height: int, width: int) -> Grey:
+    resized = cv2.resize(np.ascontiguousarray(grey), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
 
 
 def _blend(grey: Grey, other: Grey, opacity: Grey) -> Grey:

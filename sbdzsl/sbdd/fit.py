@@ -46,6 +46,9 @@ MAX_GRADIENT_NORM = 5.0
 #: Validation runs about this often in a training.
 NUM_VALIDATIONS = 8
 
+#: Share of held-out good images whose map may exceed the map threshold somewhere.
+MAP_ALARM_RATE = 0.05
+
 #: Steps after which the time a step takes is first believed.
 TIMED_STEPS = 4
 
@@ -120,14 +123,12 @@ def fit_detector(
     _check_labels(prepared, held_out, settings)
     training = _Training(prepared, settings, seed, device)
     history = training.run(held_out, progress)
-    detector_network = training.averaged()
-    maps = [judge(detector_network, image.grey, 1.0) for image in held_out]
+    network = training.averaged()
+    maps = [judge(network, image.grey, 1.0) for image in held_out]
     labels = np.array([image.defective for image in held_out], np.bool_)
-    threshold = choose_map_threshold(
-        [found for found, image in zip(maps, held_out, strict=True) if not image.defective], settings.false_alarm_rate
-    )
+    good = [found for found, defective in zip(maps, labels, strict=True) if not defective]
     scores = np.array([found.score for found in maps], np.float64)
-    return FittedDetector(Detector(settings, detector_network, threshold), tuple(history), scores, labels)
+    return FittedDetector(Detector(settings, network, choose_map_threshold(good)), tuple(history), scores, labels)
 
 
 def choose_scale(shapes: Sequence[tuple[int, ...]]) -> float:
@@ -139,13 +140,14 @@ def choose_scale(shapes: Sequence[tuple[int, ...]]) -> float:
     return next((scale for scale in (1.0, 0.5) if pixels * scale**2 <= MAX_NETWORK_PIXELS), 0.25)
 
 
-def choose_map_threshold(good: Sequence[DefectMap], false_alarm_rate: float) -> float:
-    """The map logit that at most `false_alarm_rate` of the held-out `good` images exceed anywhere.
+def choose_map_threshold(good: Sequence[DefectMap]) -> float:
+    """The map logit that `MAP_ALARM_RATE` of the held-out `good` images exceed anywhere: good overlays are empty.
 
-    So the overlay of a good image is empty. It is the quantile of the maps' maxima, rounded up to one of them.
+    It is a quantile of the maps' maxima, rounded up to one of them. One in twenty is left out, since a threshold at
+    the highest of all would follow the one mislabelled image and hide true defects.
     """
     peaks = [float(found.logits.max()) for found in good]
-    return float(np.quantile(peaks, 1 - false_alarm_rate, method="higher"))
+    return float(np.quantile(peaks, 1 - MAP_ALARM_RATE, method="higher"))
 
 
 class _Training:
@@ -166,7 +168,7 @@ class _Training:
         self._decision_gradient = DECISION_GRADIENT if guided else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._network = SegDecLite(settings.width).to(device=device, memory_format=torch.channels_last)
+            self._network = SegDecLite(settings.width).to(device).channels_last()
         self._mean = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._optimiser = torch.optim.AdamW(
             self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
@@ -196,8 +198,7 @@ class _Training:
 
     def averaged(self) -> SegDecLite:
         """The network with averaged weights, folded, ready for inference."""
-        network = SegDecLite(self._settings.width)
-        network.load_state_dict(self._mean)
+        network = SegDecLite.from_state(self._settings.width, self._mean, folded=False)
         return ready(network.folded(), self._device)
 
     def _record(
@@ -235,7 +236,7 @@ class _Training:
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
         self._average(step)
-        return float(segmentation), float(decision)
+        return segmentation.item(), decision.item()
 
     def _assemble(self, images: Sequence[_Prepared]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images as grey [B, 1, H, W], mask and sureness [B, 2, H, W], labels [B], and who knows its cells [B].
@@ -299,7 +300,7 @@ def _prepare(image: TrainingImage, scale: float) -> _Prepared:
         raise DataError("bad-mask", f"{image.image_id}: labelled good but its mask is not empty; correct one of them")
     if not image.mask.any():
         return _Prepared(image.image_id, grey, image.defective, None)
-    height, width = network_size(*image.mask.shape, scale=scale)
+    height, width = network_size(image.mask.shape[0], image.mask.shape[1], scale)
     covered = cv2.resize(image.mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return _Prepared(image.image_id, grey, image.defective, covered > 0)
 

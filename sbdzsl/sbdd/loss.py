@@ -91,7 +91,7 @@ def decision_loss(decision_logits: Tensor, defective: Tensor) -> Tensor:
 
 
 def balance(progress: float) -> tuple[float, float]:
-    """Weights of segmentation and decision loss at `progress` in 0..1 of the training: first the map, then the decision.
+    """Weights of segmentation and decision loss at `progress` in 0..1: first the map, then the decision.
 
     Equation 3 of Bozic et al. 2021 has 1 - progress and progress. Here the map keeps half of its weight to the end,
     and the decision starts at 0.2, since its gradient hardly reaches the trunk.

@@ -9,6 +9,8 @@ gives a map at stride 8, and a decision head judges the image from the trunk's f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,7 +83,6 @@ class SegDecLite(nn.Module):
 
     def folded(self) -> SegDecLite:
         """A copy for inference, in evaluation mode, with each batch norm folded into the layer before it."""
-        copy = SegDecLite(self.width, folded=True)
         state = dict(self.state_dict())
         for name, module in self.named_modules():
             if isinstance(module, ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
@@ -93,8 +94,20 @@ class SegDecLite(nn.Module):
                 weight = module.linear.weight.detach()
                 state[f"{name}.linear.weight"] = weight * scale
                 state[f"{name}.linear.bias"] = _bias(module.linear).detach() + weight @ shift
-        copy.load_state_dict({name: state[name] for name in copy.state_dict()})
-        return copy.eval().requires_grad_(False).to(next(self.parameters()).device)
+        state = {name: value for name, value in state.items() if ".norm." not in name}
+        return SegDecLite.from_state(self.width, state, folded=True).eval().requires_grad_(False)
+
+    @classmethod
+    def from_state(cls, width: float, state: Mapping[str, Tensor], *, folded: bool) -> SegDecLite:
+        """The network with copies of the tensors of `state`; draws no random numbers."""
+        with torch.device("meta"):
+            network = cls(width, folded=folded)
+        network.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+        return network
+
+    def channels_last(self) -> SegDecLite:
+        """This network with its weights laid out channels last, which is faster on CPUs and GPUs alike."""
+        return self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class Flatten(nn.Module):
@@ -191,7 +204,8 @@ def log_mean_exp(cells: Tensor, sharpness: float) -> Tensor:
 
 def _affine(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     """The scale and shift a batch norm amounts to in evaluation."""
-    assert norm.running_var is not None and norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
     scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias.detach() - norm.running_mean * scale
 

@@ -53,30 +53,31 @@ class DefectMap:
         if count == 1:
             return ()
         scores = np.full(count, -np.inf, np.float32)
-        np.maximum.at(scores, labels[above], self.logits[above])
+        np.maximum.at(scores, labels[above].astype(np.intp), self.logits[above])
         best = 1 + np.argsort(-scores[1:], kind="stable")[:MAX_REGIONS]
-        x, y, width, height, cells = stats[best].T
-        left, right = self._source_columns(x), self._source_columns(x + width)
-        top, bottom = self._source_rows(y), self._source_rows(y + height)
-        boxes = (right - left) * (bottom - top)
-        areas = np.maximum(1, np.round(boxes * (cells / (width * height)))).astype(np.int64)
-        columns = (left, top, right - left, bottom - top, areas)
-        values = np.stack(columns, axis=1).tolist()
-        return tuple(Region(*row, float(score)) for row, score in zip(values, scores[best], strict=True))
+        x, y, width, height, cells = stats[best].astype(np.int64).T
+        left, right = (_edges(columns, self.network_width, self.source_width) for columns in (x, x + width))
+        top, bottom = (_edges(rows, self.network_height, self.source_height) for rows in (y, y + height))
+        areas = np.rint((right - left) * (bottom - top) * cells / (width * height)).astype(np.int64)
+        return tuple(
+            Region(
+                x=int(left[i]),
+                y=int(top[i]),
+                width=int(right[i] - left[i]),
+                height=int(bottom[i] - top[i]),
+                area_px=int(areas[i]),
+                score=float(scores[best[i]]),
+            )
+            for i in range(len(best))
+        )
 
     def heat(self) -> NDArray[np.float32]:
         """The map's logits as float32 [H, W] in the source frame, for overlays; between cells it is interpolated."""
         rows, columns = (side * MAP_STRIDE for side in self.logits.shape)
-        network = cv2.resize(self.logits, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        network = _resize(self.logits, rows, columns, cv2.INTER_LINEAR)
         # The last cells may reach past the image.
         network = np.ascontiguousarray(network[: self.network_height, : self.network_width])
-        return cv2.resize(network, (self.source_width, self.source_height), interpolation=cv2.INTER_LINEAR)
-
-    def _source_rows(self, cells: NDArray[np.int32]) -> NDArray[np.int64]:
-        return _edges(cells, self.network_height, self.source_height)
-
-    def _source_columns(self, cells: NDArray[np.int32]) -> NDArray[np.int64]:
-        return _edges(cells, self.network_width, self.source_width)
+        return _resize(network, self.source_height, self.source_width, cv2.INTER_LINEAR)
 
 
 class Detector:
@@ -117,17 +118,18 @@ class Detector:
     @classmethod
     def from_tensors(cls, settings: DetectorSettings, tensors: Mapping[str, Tensor], device: str = "cpu") -> Detector:
         """The detector whose `tensors()` these are. `BundleError` at names, shapes or values that cannot be."""
-        network = SegDecLite(settings.width, folded=True)
-        expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
-        expected[MAP_THRESHOLD] = torch.Size([1])
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in SegDecLite(settings.width, folded=True).state_dict().items()}
+        expected = {f"network.{name}": shape for name, shape in shapes.items()} | {MAP_THRESHOLD: torch.Size([1])}
         _check_tensors(expected, tensors)
-        network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
+        state = {name: tensors[f"network.{name}"] for name in shapes}
+        network = SegDecLite.from_state(settings.width, state, folded=True)
         return cls(settings, ready(network, device), float(tensors[MAP_THRESHOLD][0]))
 
 
 def ready(network: SegDecLite, device: str) -> SegDecLite:
     """The network as inference wants it: in evaluation mode, without gradients, channels last, on `device`."""
-    return network.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(device).channels_last()
 
 
 def shrink(grey: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
@@ -136,8 +138,7 @@ def shrink(grey: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
         raise ValueError(f"a detector takes float32 [H, W], found {grey.dtype} {list(grey.shape)}")
     if scale == 1:
         return np.ascontiguousarray(grey)
-    height, width = network_size(*grey.shape, scale=scale)
-    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+    return _resize(grey, *network_size(grey.shape[0], grey.shape[1], scale), cv2.INTER_AREA)
 
 
 def network_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -155,7 +156,11 @@ def judge(network: SegDecLite, grey: NDArray[np.float32], scale: float) -> Defec
     return DefectMap(float(decision[0]), logits, *grey.shape, *small.shape)
 
 
-def _edges(cells: NDArray[np.int32], network_side: int, source_side: int) -> NDArray[np.int64]:
+def _resize(image: NDArray[np.float32], height: int, width: int, interpolation: int) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.float32)
+
+
+def _edges(cells: NDArray[np.int64], network_side: int, source_side: int) -> NDArray[np.int64]:
     """Source pixel at which each cell index begins, clipped to the image."""
     return np.clip(np.round(cells * (MAP_STRIDE * source_side / network_side)), 0, source_side).astype(np.int64)
 
