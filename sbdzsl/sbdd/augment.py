@@ -189,7 +189,7 @@ def _ellipse(shape: tuple[int, ...], generator: np.random.Generator, smallest: f
 
 def _soften(canvas: NDArray[np.uint8], sigma: float) -> Grey:
     """A mask of 0 and 255 as opacity in [0, 1] with a rim of `sigma` pixels."""
-    return _blur(canvas.astype(np.float32) / 255, sigma)
+    return _blur(canvas.astype(np.float32) / np.float32(255), sigma)
 
 
 def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator) -> Grey:

@@ -7,6 +7,7 @@ drawn. Same images, settings, seed and number of threads: the same weights, as l
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ NUM_VALIDATIONS = 8
 #: Share of held-out good images whose map may exceed the map threshold somewhere.
 MAP_ALARM_RATE = 0.05
 
-#: Steps after which the time a step takes is first believed.
-TIMED_STEPS = 4
+#: The first steps fill caches and choose kernels: they say little about the time of the others.
+WARM_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,29 @@ def choose_map_threshold(good: Sequence[DefectMap]) -> float:
     return float(np.quantile(peaks, 1 - MAP_ALARM_RATE, method="higher"))
 
 
+class _Clock:
+    """Plans how many steps fit into `limit_s` seconds from now."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._started = time.monotonic()
+        self._warm_s = 0.0
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def affordable_steps(self, step: int) -> int:
+        """Steps that fit in all, `step` of them done; the first steps, slow and few, are not judged by."""
+        elapsed = self.elapsed_s()
+        if step <= WARM_STEPS:
+            self._warm_s = elapsed
+        if elapsed >= self._limit_s:
+            return step
+        if step < 2 * WARM_STEPS:
+            return sys.maxsize
+        return step + int((self._limit_s - elapsed) * (step - WARM_STEPS) / (elapsed - self._warm_s))
+
+
 class _Training:
     """State of one training: network, running mean of its weights, optimiser, batches."""
 
@@ -176,21 +200,18 @@ class _Training:
 
     def run(self, val: Sequence[_Prepared], progress: Callable[[Progress], None] | None) -> list[Progress]:
         """Train to the planned end or to the time limit; one record an epoch."""
-        started = time.monotonic()
-        limit_s = 60 * self._settings.max_minutes
-        total = self._settings.epochs * self._steps_per_epoch
+        clock = _Clock(60 * self._settings.max_minutes)
+        total = planned = self._settings.epochs * self._steps_per_epoch
         step, history = 0, list[Progress]()
-        while step < total and time.monotonic() - started < limit_s:
+        while step < total:
             losses: list[tuple[float, float]] = []
             for batch in self._batches.draw(self._steps_per_epoch):
                 losses.append(self._step(batch, step, total))
                 step += 1
-                elapsed = time.monotonic() - started
-                if step >= TIMED_STEPS:
-                    total = min(total, max(step, int(limit_s * step / elapsed)))
+                total = min(planned, clock.affordable_steps(step))
                 if step >= total:
                     break
-            record = self._record(len(history) + 1, total, losses, val, time.monotonic() - started)
+            record = self._record(len(history) + 1, total, losses, val, clock.elapsed_s())
             history.append(record)
             if progress is not None:
                 progress(record)

@@ -49,10 +49,8 @@ class SegDecLite(nn.Module):
         self.lateral16 = nn.Conv2d(c16, c8, 1)
         self.lateral32 = nn.Conv2d(c32, c8, 1)
         self.fuse = ConvNorm(c8, c8, 3, 1, folded)
-        self.map = nn.Conv2d(c8, 1, 1)
+        self.map = MapReadout(c8)
         self.decision = DecisionHead(c8, folded)
-        # Few cells are defective: starting near their share keeps the first steps from shouting "all good".
-        nn.init.constant_(_bias(self.map), -3.0)
 
     def forward(self, x: Tensor, decision_gradient: float = 1.0) -> tuple[Tensor, Tensor]:
         """Judge grey images `x` [B, 1, H, W] in [0, 1]; any H and W.
@@ -93,7 +91,7 @@ class SegDecLite(nn.Module):
                 scale, shift = _affine(module.norm)
                 weight = module.linear.weight.detach()
                 state[f"{name}.linear.weight"] = weight * scale
-                state[f"{name}.linear.bias"] = _bias(module.linear).detach() + weight @ shift
+                state[f"{name}.linear.bias"] = module.linear.bias.detach() + weight @ shift
         state = {name: value for name, value in state.items() if ".norm." not in name}
         return SegDecLite.from_state(self.width, state, folded=True).eval().requires_grad_(False)
 
@@ -128,6 +126,26 @@ class Flatten(nn.Module):
         moments = F.interpolate(moments, scale_factor=float(MAP_STRIDE), mode="bilinear")
         mean, square = moments[:, :1], moments[:, 1:]
         return (x - mean) * torch.rsqrt((square - mean * mean).clamp_min(0) + self.NOISE**2)
+
+
+class MapReadout(nn.Module):
+    """A 1 x 1 convolution to one channel, written as product and sum.
+
+    With one output channel, the convolution of the CPU backend sums in an order that depends on the number of threads,
+    and an audit must give the same bits on every node. Product and sum do not.
+    """
+
+    #: Few cells are defective: starting near their share spares the first steps from learning it.
+    START_LOGIT = -3.0
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, 1, 1) / channels**0.5)
+        self.bias = nn.Parameter(torch.full((1, 1, 1), self.START_LOGIT))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [B, C, h, w] -> logits [B, 1, h, w]."""
+        return (features * self.weight).sum(dim=1, keepdim=True) + self.bias
 
 
 class DecisionHead(nn.Module):
@@ -208,8 +226,3 @@ def _affine(norm: nn.BatchNorm2d | nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
     return scale, norm.bias.detach() - norm.running_mean * scale
-
-
-def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -96,17 +97,23 @@ def test_same_image_same_bits_whatever_ran_before() -> None:
     assert np.array_equal(again.logits, first.logits)
 
 
-def test_number_of_threads_does_not_change_a_bit() -> None:
-    subject, image = detector(), surface(3, True, (512, 512)).grey
-    before, outcomes = torch.get_num_threads(), []
+@pytest.mark.parametrize("shape", [(512, 512), (1250, 500), (373, 249), (640, 1001)])
+def test_number_of_threads_does_not_change_a_bit(shape: tuple[int, int]) -> None:
+    network = trained_looking(width=1.0).folded().channels_last()
+    subject = Detector(DetectorSettings(scale=0.5), network, 0.0)
+    image, outcomes = surface(3, True, shape).grey, []
+    before = torch.get_num_threads(), cv2.getNumThreads()
     try:
-        for threads in (1, 2):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
             outcomes.append(subject.detect(image))
     finally:
-        torch.set_num_threads(before)
-    assert outcomes[0].score == outcomes[1].score
-    assert np.array_equal(outcomes[0].logits, outcomes[1].logits)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+    for other in outcomes[1:]:
+        assert other.score == outcomes[0].score
+        assert np.array_equal(other.logits, outcomes[0].logits)
 
 
 def test_tensors_round_trip_to_identical_bits() -> None:
