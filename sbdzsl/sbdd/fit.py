@@ -50,6 +50,9 @@ NUM_VALIDATIONS = 8
 #: Share of held-out good images whose map may exceed the map threshold somewhere.
 MAP_ALARM_RATE = 0.05
 
+#: How far the map threshold moves from the loud good maps towards the defective ones.
+MAP_MARGIN = 0.25
+
 #: The first steps fill caches and choose kernels: they say little about the time of the others.
 WARM_STEPS = 4
 
@@ -127,9 +130,10 @@ def fit_detector(
     network = training.averaged()
     maps = [judge(network, image.grey, 1.0) for image in held_out]
     labels = np.array([image.defective for image in held_out], np.bool_)
-    good = [found for found, defective in zip(maps, labels, strict=True) if not defective]
+    good, defective = ([found for found, is_bad in zip(maps, labels, strict=True) if is_bad == kind] for kind in (0, 1))
+    threshold = choose_map_threshold(good, defective)
     scores = np.array([found.score for found in maps], np.float64)
-    return FittedDetector(Detector(settings, network, choose_map_threshold(good)), tuple(history), scores, labels)
+    return FittedDetector(Detector(settings, network, threshold), tuple(history), scores, labels)
 
 
 def choose_scale(shapes: Sequence[tuple[int, ...]]) -> float:
@@ -141,14 +145,18 @@ def choose_scale(shapes: Sequence[tuple[int, ...]]) -> float:
     return next((scale for scale in (1.0, 0.5) if pixels * scale**2 <= MAX_NETWORK_PIXELS), 0.25)
 
 
-def choose_map_threshold(good: Sequence[DefectMap]) -> float:
-    """The map logit that `MAP_ALARM_RATE` of the held-out `good` images exceed anywhere: good overlays are empty.
+def choose_map_threshold(good: Sequence[DefectMap], defective: Sequence[DefectMap]) -> float:
+    """The map logit above which a place is shown, from held-out images, so that the overlay of a good one is empty.
 
-    It is a quantile of the maps' maxima, rounded up to one of them. One in twenty is left out, since a threshold at
-    the highest of all would follow the one mislabelled image and hide true defects.
+    It begins at the quantile of the good maps' maxima that `MAP_ALARM_RATE` of them exceed; not at the highest, which
+    would follow a single mislabelled image. From there it goes `MAP_MARGIN` of the way to the median of the defective
+    maps' maxima; without a held-out defect it goes to 0, a logit's even odds, if it is not above.
     """
-    peaks = [float(found.logits.max()) for found in good]
-    return float(np.quantile(peaks, 1 - MAP_ALARM_RATE, method="higher"))
+    loud_good = float(np.quantile([float(found.logits.max()) for found in good], 1 - MAP_ALARM_RATE, method="higher"))
+    if not defective:
+        return max(loud_good, 0.0)
+    loud_defective = float(np.median([float(found.logits.max()) for found in defective]))
+    return loud_good + MAP_MARGIN * max(0.0, loud_defective - loud_good)
 
 
 class _Clock:

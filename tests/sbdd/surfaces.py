@@ -8,7 +8,7 @@ from sbdzsl.config import DetectorSettings
 from sbdzsl.sbdd.fit import TrainingImage
 
 #: Small enough for a fraction of a second an epoch.
-TINY = DetectorSettings(width=0.25, epochs=8, batch_size=4, dilation_px=3)
+TINY = DetectorSettings(width=0.5, epochs=10, batch_size=8, dilation_px=3)
 
 
 def surface(index: int, defective: bool, shape: tuple[int, int] = (64, 64), masked: bool = True) -> TrainingImage:

@@ -9,7 +9,16 @@ import torch
 
 from sbdzsl.errors import DataError, SbdzslError, TrainingError
 from sbdzsl.metrics import average_precision
-from sbdzsl.sbdd.fit import FittedDetector, Progress, choose_scale, dilate, fit_detector, one_cycle
+from sbdzsl.sbdd.fit import (
+    FittedDetector,
+    Progress,
+    choose_map_threshold,
+    choose_scale,
+    dilate,
+    fit_detector,
+    one_cycle,
+)
+from sbdzsl.sbdd.predict import DefectMap
 from tests.sbdd.surfaces import TINY, surface, surfaces
 
 QUICK = TINY.model_copy(update={"epochs": 1, "drawn_defects": 0.5})
@@ -82,7 +91,7 @@ def test_every_level_of_labels_trains(train, val) -> None:
 
 
 def test_drawn_defects_alone_find_the_blob() -> None:
-    settings = TINY.model_copy(update={"epochs": 12, "width": 0.5, "batch_size": 8})
+    settings = TINY.model_copy(update={"epochs": 12})
     fitted = fit_detector(surfaces(0, 24, 0), surfaces(100, 12, 12), settings, seed=0)
     ap = average_precision(fitted.val_labels, fitted.val_scores)
     assert ap is not None
@@ -146,6 +155,18 @@ def test_empty_mask_of_a_defective_image_counts_as_none() -> None:
 )
 def test_scale_follows_the_size_of_the_images(shape: tuple[int, int], scale: float) -> None:
     assert choose_scale([shape, shape, (16, 16)]) == scale
+
+
+def peaks(*values: float) -> list[DefectMap]:
+    return [DefectMap(0.0, np.array([[-9.0, value]], np.float32), 8, 16, 8, 16) for value in values]
+
+
+def test_map_threshold_lies_between_good_and_defective_maps() -> None:
+    good = peaks(*np.linspace(-4, -2, 20), 7.0)
+    assert choose_map_threshold(good, peaks(1.0, 6.0, 9.0)) == pytest.approx(-2 + 0.25 * 8)
+    assert choose_map_threshold(good, []) == 0
+    assert choose_map_threshold(peaks(1.5), []) == 1.5
+    assert choose_map_threshold(peaks(1.5), peaks(-3.0)) == 1.5
 
 
 def test_dilation_widens_by_its_size_and_stays_binary() -> None:
