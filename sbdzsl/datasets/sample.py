@@ -100,8 +100,10 @@ def group_of(sample: Sample) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
+    """`weight`: defective images in a group that holds a defect, all images in one that does not."""
+
     name: str
-    num_images: int
+    weight: int
     order: str
 
 
@@ -115,7 +117,7 @@ def assign_splits(
 ) -> list[Sample]:
     """The samples, in their order, each with a split. Which one depends on seed, surface and group, not on the order.
 
-    Per surface, groups with a defect and groups without are shared out apart, by number of images, so that val and
+    Per surface, groups with a defect are shared out by their defective images, groups without by all images, so that val and
     test hold defects where there are enough defective groups (the first goes to train, the second to test, the third
     to val). A surface with three groups or more has all three splits. With `fold` of `folds` (counted from 0), that
     fold is test and `val_share` of the rest is val; `test_share` is not used. `test_share=0`, as `val_share=0`,
@@ -152,8 +154,8 @@ def _strata(surface: str, groups: dict[str, list[Sample]], seed: int) -> tuple[l
     strata: tuple[list[_Group], list[_Group]] = ([], [])
     for name, members in groups.items():
         order = hashlib.sha256(f"{seed}\0{surface}\0{name}".encode()).hexdigest()
-        defective = any(member.label == "defect" for member in members)
-        strata[0 if defective else 1].append(_Group(name, len(members), order))
+        num_defects = sum(member.label == "defect" for member in members)
+        strata[0 if num_defects else 1].append(_Group(name, num_defects or len(members), order))
     for stratum in strata:
         stratum.sort(key=lambda group: group.order)
     return strata
@@ -173,25 +175,25 @@ def _check_shares(val_share: float, test_share: float, fold: int | None, folds: 
 
 
 def _take(groups: list[_Group], share: float, leave: int) -> list[_Group]:
-    """Groups, in their random order, that make up about `share` of the images; one at least if `leave` are left.
+    """Groups, in their random order, that make up about `share` of the weight; one at least if `leave` are left.
 
     Of two groups, one is taken whatever `leave` says, so that a defect gets into train and test before val.
     """
     most = len(groups) - 1 if len(groups) == 2 else len(groups) - leave
     if share == 0 or most < 1:
         return []
-    target = share * sum(group.num_images for group in groups)
+    target = share * sum(group.weight for group in groups)
     taken: list[_Group] = []
     total = 0
     for group in groups:
-        if len(taken) < most and total + group.num_images / 2 <= target:
+        if len(taken) < most and total + group.weight / 2 <= target:
             taken.append(group)
-            total += group.num_images
-    return taken or [min(groups, key=lambda group: (group.num_images, group.order))]
+            total += group.weight
+    return taken or [min(groups, key=lambda group: (group.weight, group.order))]
 
 
 def _fold(surface: str, strata: Iterable[list[_Group]], fold: int, folds: int) -> set[str]:
-    """Names of the groups in one fold; each goes where fewest images of its kind, then of any, are so far."""
+    """Names of the groups in one fold; each goes where least weight of its kind, then of any, is so far."""
     groups = [(kind, group) for kind, stratum in enumerate(strata) for group in stratum]
     if len(groups) < folds:
         raise DataError(
@@ -204,8 +206,8 @@ def _fold(surface: str, strata: Iterable[list[_Group]], fold: int, folds: int) -
     chosen: set[str] = set()
     for kind, group in groups:
         place = min(range(folds), key=lambda k: (of_kind[kind, k], of_any[k], k))
-        of_kind[kind, place] += group.num_images
-        of_any[place] += group.num_images
+        of_kind[kind, place] += group.weight
+        of_any[place] += group.weight
         if place == fold:
             chosen.add(group.name)
     return chosen
