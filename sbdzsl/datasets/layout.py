@@ -43,7 +43,8 @@ def list_entries(source: str) -> list[Entry]:
     root = lake.absolute_url(source).rstrip("/") + "/"
     entries = []
     for stored in lake.list_files(source):
-        *folders, name = stored.uri.removeprefix(root).split("/")
+        assert stored.uri.startswith(root), f"{stored.uri} is not below {root}"
+        *folders, name = stored.uri[len(root) :].split("/")
         if not any(part.startswith(".") for part in (*folders, name)):
             entries.append(Entry(tuple(folders), name, stored))
     return entries

@@ -117,7 +117,7 @@ def assign_splits(
 ) -> list[Sample]:
     """The samples, in their order, each with a split. Which one depends on seed, surface and group, not on the order.
 
-    Per surface, groups with a defect are shared out by their defective images, groups without by all images, so that val and
+    Per surface, groups with a defect are shared out by their defects, groups without by their images, so that val and
     test hold defects where there are enough defective groups (the first goes to train, the second to test, the third
     to val). A surface with three groups or more has all three splits. With `fold` of `folds` (counted from 0), that
     fold is test and `val_share` of the rest is val; `test_share` is not used. `test_share=0`, as `val_share=0`,
