@@ -81,12 +81,12 @@ class Route:
     """What SBAD says: the nearest seen surface, and whether the image is too far from all of them.
 
     `unseen_score` is larger the stranger the image; it is unseen where the score exceeds `unseen_threshold`.
-    `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `class_embedding` holds the
-    A attribute values.
+    `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `surface_margin` is how much
+    farther the second nearest surface is, None where only one is known. `class_embedding` holds the A attribute values.
     """
 
     surface: str
-    surface_margin: float
+    surface_margin: float | None
     unseen_score: float
     unseen_threshold: float
     unseen_p_value: float
