@@ -61,7 +61,7 @@ class DetectorSettings(Settings):
     batch_size: int = Field(8, ge=2)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    positive_weight: float = Field(3.0, gt=0, description="weight of defect pixels in the segmentation loss")
+    positive_weight: float = Field(10.0, gt=0, description="weight of defect pixels in the segmentation loss")
     distance_power: float = Field(1.0, ge=0, description="power of the distance transform that weighs defect pixels")
     dilation_px: int = Field(7, ge=1, description="masks are dilated by this in training, in network pixels")
     drawn_defects: float = Field(0.5, ge=0, le=1, description="share of good training images that get a drawn defect")

@@ -104,11 +104,6 @@ def test_float_is_exact(pixels):
     assert np.array_equal(image.grey(), pixels)
 
 
-def test_double_floats_become_single():
-    pixels = hostile.texture(np.float64)
-    assert np.array_equal(decode(hostile.encoded(pixels, ".tiff")).pixels, pixels.astype(np.float32))
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_orientation_of_deep_images(orientation, dtype):
@@ -122,15 +117,25 @@ def test_orientation_of_deep_images(orientation, dtype):
         assert np.array_equal(decode(data).pixels, upright[orientation - 1])
 
 
-@pytest.mark.parametrize("bits", [10, 12, 14])
-def test_packed_tiff_samples_come_as_stored(bits):
+def packed_tiff(bits):
     stored = hostile.texture(np.uint16) >> (16 - bits)
     row_bits = np.unpackbits(stored.astype(">u2").view(np.uint8).reshape(*stored.shape, 2), axis=-1)[..., 16 - bits :]
-    data = hostile.tiff(np.packbits(row_bits.reshape(len(stored), -1), axis=1).tobytes(), bits)
+    return hostile.tiff(np.packbits(row_bits.reshape(len(stored), -1), axis=1).tobytes(), bits), stored
+
+
+def test_packed_12_bit_samples_come_as_stored():
+    data, stored = packed_tiff(12)
     image = decode(data)
     assert np.array_equal(image.pixels, stored)
-    assert (image.white, image.bit_depth) == (2**bits - 1, bits)
+    assert (image.white, image.bit_depth) == (4095, 12)
     assert code_of(data, bit_depth=16)[0] == "depth-mismatch"
+
+
+@pytest.mark.parametrize("bits", [10, 14])
+def test_other_packed_samples_are_refused(bits):
+    code, message = code_of(packed_tiff(bits)[0])
+    assert code == "unsupported-format"
+    assert "packed" in message
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -159,22 +164,13 @@ def test_lab_tiff_is_refused():
     picture = PilImage.fromarray(hostile.texture(channels=3)).convert("LAB")
     code, message = code_of(hostile.saved(picture, "TIFF"))
     assert code == "unsupported-format"
-    assert "photometric 8" in message
+    assert "LAB" in message
 
 
 def test_several_frames_are_counted_in_the_message():
     by_name = {name: data for name, data, _ in FILES}
     for name, frames in {"animated.png": 2, "animated.webp": 3, "three-pages.tif": 3}.items():
         assert f"{frames} frames" in code_of(by_name[name])[1]
-
-
-def test_a_thumbnail_in_a_tiff_is_no_page():
-    stream = io.BytesIO()
-    picture, thumbnail = PilImage.fromarray(hostile.texture()), PilImage.new("L", (16, 16))
-    thumbnail.encoderinfo = {"tiffinfo": {254: 1}}
-    picture.save(stream, "TIFF", save_all=True, append_images=[thumbnail])
-    assert np.array_equal(decode(stream.getvalue()).pixels, hostile.texture())
-    assert code_of(hostile.saved(picture, "TIFF", tiffinfo={254: 1}))[0] == "unsupported-format"
 
 
 def test_big_and_big_endian_tiff():

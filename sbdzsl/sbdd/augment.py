@@ -1,0 +1,219 @@
+"""What training does to images: defects drawn or pasted into good ones, then geometry and light on image and mask.
+
+Shapes: `B` images, `H`, `W` network pixels. Grey is float32 in [0, 1]. Everything random comes from the generator that
+is passed in: same generator state, same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import torch
+from kornia.enhance import adjust_brightness, adjust_contrast
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from numpy.typing import NDArray
+from torch import Tensor
+
+Grey = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+#: Share of altered images that get a real training defect, where there is one with a mask; the others a drawn one.
+PASTED_SHARE = 0.5
+
+#: Share of images that are turned and zoomed; the others keep their pixels, since interpolation blurs fine texture.
+WARPED_SHARE = 0.5
+MAX_TURN_DEGREES = 8.0
+MAX_ZOOM = 0.1
+
+#: Brightness is shifted and contrast scaled by up to this.
+MAX_LIGHT = 0.2
+
+
+class DefectDrawer:
+    """Puts a defect into a good image: a real one cut out of the training set, or a drawn one.
+
+    Drawn: a stroke (scratch, crack), a soft blob, an ellipse (stain, hole), a local change of the texture (blurred,
+    sharpened, flattened) or a patch from elsewhere; their contrast is measured in deviations of the image at hand.
+    `sources` are (grey [H, W], mask [H, W]) of defective training images, in network pixels.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Grey, Mask]]) -> None:
+        self._cutouts = [cutout for grey, mask in sources if (cutout := _cut_out(grey, mask)) is not None]
+
+    def draw(self, grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+        """A defective copy of the good image `grey` [H, W] and the mask [H, W] of its defect, never empty."""
+        if self._cutouts and generator.random() < PASTED_SHARE:
+            cutout = self._cutouts[generator.integers(len(self._cutouts))]
+            return _paste(grey, *cutout, generator)
+        kind = DRAWN_KINDS[generator.integers(len(DRAWN_KINDS))]
+        return kind(grey, generator)
+
+
+def draw_stroke(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A scratch or crack: a wandering line of 1 to 3 pixels, sometimes with a blot on it."""
+    height, width = grey.shape
+    steps = int(generator.integers(4, 14))
+    reach = generator.uniform(0.1, 0.6) * min(height, width) / steps
+    headings = generator.uniform(0, 2 * np.pi) + np.cumsum(generator.normal(0, 0.35, steps))
+    path = np.stack([np.cos(headings), np.sin(headings)], axis=1) * reach * generator.uniform(0.6, 1.4, (steps, 1))
+    points = generator.uniform((0, 0), (width, height)) + np.cumsum(path, axis=0)
+    canvas = np.zeros(grey.shape, np.uint8)
+    # Points may leave the image: polylines clips, and the fall-back below keeps the mask from being empty.
+    cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, 255, int(generator.integers(1, 4)))
+    if generator.random() < 0.3 or not canvas.any():
+        x, y = np.clip(np.round(points[0]), 0, (width - 1, height - 1)).astype(int)
+        cv2.circle(canvas, (int(x), int(y)), int(generator.integers(2, 6)), 255, -1)
+    return _shade(grey, _soften(canvas, 0.7), generator), canvas > 0
+
+
+def draw_blob(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A stain or pit of irregular outline with a soft rim."""
+    mask = _ellipse(grey.shape, generator, 0.02, 0.12)
+    noise = _blur(generator.standard_normal(grey.shape, np.float32), 3.0)
+    ragged = mask & (noise > np.quantile(noise[mask], 0.25))
+    ragged = ragged if ragged.any() else mask
+    return _shade(grey, _soften(ragged.astype(np.uint8) * 255, 1.5), generator), ragged
+
+
+def draw_ellipse(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A hole, bubble or dent: an ellipse of even shade."""
+    mask = _ellipse(grey.shape, generator, 0.01, 0.1)
+    return _shade(grey, _soften(mask.astype(np.uint8) * 255, 0.7), generator), mask
+
+
+def change_texture(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A place where the texture itself is blurred, sharpened or has another contrast."""
+    mask = _ellipse(grey.shape, generator, 0.04, 0.2)
+    smooth = _blur(grey, float(generator.uniform(1.0, 3.0)))
+    kind = generator.integers(3)
+    if kind == 0:
+        other = smooth
+    elif kind == 1:
+        other = grey + generator.uniform(1.0, 2.5) * (grey - smooth)
+    else:
+        mean = _blur(grey, 12.0)
+        other = mean + (grey - mean) * generator.choice([generator.uniform(0.2, 0.6), generator.uniform(1.6, 2.5)])
+    return _blend(grey, other, _soften(mask.astype(np.uint8) * 255, 2.0)), mask
+
+
+def move_patch(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A patch of the image, turned over and put elsewhere (after CutPaste, Li et al. 2021)."""
+    mask = _ellipse(grey.shape, generator, 0.03, 0.15)
+    shift = (int(generator.integers(grey.shape[0] // 4, 1 + 3 * grey.shape[0] // 4)), 0)
+    moved = np.roll(grey, (shift[0], int(generator.integers(grey.shape[1]))), axis=(0, 1))
+    turned = moved[::-1, ::-1] if generator.random() < 0.5 else moved[::-1]
+    return _blend(grey, turned, _soften(mask.astype(np.uint8) * 255, 0.7)), mask
+
+
+DRAWN_KINDS: tuple[Callable[[Grey, np.random.Generator], tuple[Grey, Mask]], ...] = (
+    draw_stroke,
+    draw_blob,
+    draw_ellipse,
+    change_texture,
+    move_patch,
+)
+
+
+def augment(grey: Tensor, planes: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Flip, turn, zoom and relight a batch.
+
+    `grey` [B, 1, H, W] in [0, 1], `planes` [B, P, H, W] whatever belongs to its pixels (mask, weights): they move
+    together, and light touches the grey alone. Both come back in their shapes; grey is again in [0, 1].
+    """
+    together = torch.cat([grey, planes], dim=1)
+    for dim in (2, 3):
+        flip = torch.from_numpy(generator.random(len(grey)) < 0.5).to(grey.device)
+        together = torch.where(flip[:, None, None, None], together.flip(dim), together)
+    warped = np.flatnonzero(generator.random(len(grey)) < WARPED_SHARE)
+    if len(warped):
+        together[warped] = _warp(together[warped], generator)
+    light = generator.uniform(-MAX_LIGHT, MAX_LIGHT, (2, len(grey))).astype(np.float32)
+    shift, factor = torch.from_numpy(light).to(grey.device)
+    return adjust_brightness(adjust_contrast(together[:, :1], 1 + factor), 0.5 * shift), together[:, 1:]
+
+
+def _warp(images: Tensor, generator: np.random.Generator) -> Tensor:
+    """Turn and zoom images [B, C, H, W] around their centres; what comes in from outside is mirrored."""
+    count, _, height, width = images.shape
+    turn = generator.uniform(-MAX_TURN_DEGREES, MAX_TURN_DEGREES, count).astype(np.float32)
+    zoom = generator.uniform(1 - MAX_ZOOM, 1 + MAX_ZOOM, (count, 1)).astype(np.float32).repeat(2, axis=1)
+    centre = torch.tensor([[(width - 1) / 2, (height - 1) / 2]]).expand(count, 2)
+    matrix = get_affine_matrix2d(torch.zeros(count, 2), centre, torch.from_numpy(zoom), torch.from_numpy(turn))
+    matrix = matrix[:, :2].to(images.device)
+    return warp_affine(images, matrix, (height, width), padding_mode="reflection", align_corners=True)
+
+
+def _cut_out(grey: Grey, mask: Mask) -> tuple[Grey, Mask] | None:
+    """The defect of an image with a rim of good surface around it; None if it is no place but most of the image."""
+    if not mask.any():
+        return None
+    ys, xs = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    y0, y1, x0, x1 = max(0, ys[0] - 3), ys[-1] + 4, max(0, xs[0] - 3), xs[-1] + 4
+    cut = grey[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    return cut if cut[1].size <= 0.25 * mask.size else None
+
+
+def _paste(grey: Grey, patch: Grey, mask: Mask, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """Put a cut-out defect somewhere: mirrored, zoomed, and as bright at its rim as the surface it lands on."""
+    for axis in (0, 1):
+        if generator.random() < 0.5:
+            patch, mask = np.flip(patch, axis), np.flip(mask, axis)
+    zoom = generator.uniform(0.7, 1.4)
+    height, width = (max(1, min(round(a * zoom), b)) for a, b in zip(patch.shape, grey.shape, strict=True))
+    patch = _resize(patch, height, width)
+    soft = _resize(mask.astype(np.float32), height, width)
+    soft[soft.argmax() // width, soft.argmax() % width] = 1  # shrunk away or not, a defect is what was promised
+    y = int(generator.integers(grey.shape[0] - height + 1))
+    x = int(generator.integers(grey.shape[1] - width + 1))
+    place = np.s_[y : y + height, x : x + width]
+    rim = soft < 0.5
+    offset = float(grey[place][rim].mean() - patch[rim].mean()) if rim.any() else 0.0
+    image, pasted = grey.copy(), np.zeros(grey.shape, np.bool_)
+    image[place] = _blend(grey[place], patch + np.float32(offset), _blur(soft, 0.7))
+    pasted[place] = soft >= 0.5
+    return image, pasted
+
+
+def _ellipse(shape: tuple[int, ...], generator: np.random.Generator, smallest: float, largest: float) -> Mask:
+    """A filled ellipse with its centre in the image; half axes as shares of the image's shorter side."""
+    height, width = shape
+    axes = np.maximum(1, generator.uniform(smallest, largest, 2) * min(height, width)).astype(int)
+    centre = (int(generator.integers(width)), int(generator.integers(height)))
+    canvas = np.zeros((height, width), np.uint8)
+    turn = float(generator.uniform(0, 180))
+    cv2.ellipse(canvas, centre, (int(axes[0]), int(axes[1])), turn, 0, 360, 255, -1)
+    return canvas > 0
+
+
+def _soften(canvas: NDArray[np.uint8], sigma: float) -> Grey:
+    """A mask of 0 and 255 as opacity in [0, 1] with a rim of `sigma` pixels."""
+    return _blur(canvas.astype(np.float32) / np.float32(255), sigma)
+
+
+def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator) -> Grey:
+    """Darken (more often) or brighten by 1.5 to 8 deviations of the fine texture, or paint in one grey (one in four).
+
+    Real scratches and cracks lie at 2 to 8, holes and glare far outside. Of the fine texture, since the deviation of
+    the whole image is mostly uneven light.
+    """
+    if generator.random() < 0.25:
+        return _blend(grey, np.full_like(grey, generator.random()), opacity)
+    texture = max(float((grey - _blur(grey, 4.0)).std()), 0.005)
+    sign = -1.0 if generator.random() < 0.65 else 1.0
+    strength = np.exp(generator.uniform(np.log(1.5), np.log(8.0)))
+    return np.clip(grey + opacity * np.float32(sign * strength * texture), 0, 1)
+
+
+def _blur(grey: Grey, sigma: float) -> Grey:
+    return np.asarray(cv2.GaussianBlur(grey, (0, 0), sigma), np.float32)
+
+
+def _resize(grey: Grey, height: int, width: int) -> Grey:
+    resized = cv2.resize(np.ascontiguousarray(grey), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def _blend(grey: Grey, other: Grey, opacity: Grey) -> Grey:
+    return np.clip(grey + opacity * (other - grey), 0, 1).astype(np.float32)

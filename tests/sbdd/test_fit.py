@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sbdzsl.errors import DataError, SbdzslError, TrainingError
+from sbdzsl.metrics import average_precision
+from sbdzsl.sbdd.fit import (
+    FittedDetector,
+    Progress,
+    choose_map_threshold,
+    choose_scale,
+    dilate,
+    fit_detector,
+    one_cycle,
+)
+from sbdzsl.sbdd.predict import DefectMap
+from tests.sbdd.surfaces import TINY, surface, surfaces
+
+QUICK = TINY.model_copy(update={"epochs": 1, "drawn_defects": 0.5})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedDetector:
+    return fit_detector(surfaces(0, 16, 8), surfaces(100, 12, 6), TINY, seed=0)
+
+
+def test_bright_blob_is_learned(fitted: FittedDetector) -> None:
+    assert average_precision(fitted.val_labels, fitted.val_scores) == 1
+    assert fitted.history[-1].val_ap == 1
+    test = surfaces(200, 15, 15)
+    scores = np.array([fitted.detector.detect(image.grey).score for image in test])
+    assert average_precision(np.array([image.defective for image in test]), scores) == 1
+
+
+def test_regions_lie_on_the_defects_and_good_overlays_are_empty(fitted: FittedDetector) -> None:
+    for image in surfaces(200, 15, 15):
+        regions = fitted.detector.detect(image.grey).regions(fitted.detector.map_threshold)
+        if image.mask is None:
+            assert regions == ()
+        else:
+            assert any(image.mask[r.y : r.y + r.height, r.x : r.x + r.width].any() for r in regions)
+
+
+def test_history_tells_each_epoch(fitted: FittedDetector) -> None:
+    assert [record.epoch for record in fitted.history] == list(range(1, TINY.epochs + 1))
+    assert fitted.history[-1].segmentation_loss < fitted.history[0].segmentation_loss
+    assert all(a.seconds < b.seconds for a, b in zip(fitted.history, fitted.history[1:], strict=False))
+
+
+def test_scores_are_those_the_detector_gives_for_the_source_images(fitted: FittedDetector) -> None:
+    scores = [fitted.detector.detect(image.grey).score for image in surfaces(100, 12, 6)]
+    assert fitted.val_scores.tolist() == scores
+
+
+def test_same_seed_same_weights_other_seed_others() -> None:
+    images, val = surfaces(0, 6, 3), surfaces(100, 3, 2)
+    first, second, other = (fit_detector(images, val, QUICK, seed).detector.tensors() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_seed_of_the_process_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_detector(surfaces(0, 4, 2), surfaces(100, 2, 0), QUICK, seed=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        (surfaces(0, 5, 3), surfaces(100, 3, 0)),
+        (surfaces(0, 6, 0), surfaces(100, 3, 0)),
+        (surfaces(0, 5, 3, masked=False), surfaces(100, 2, 2, masked=False)),
+        (surfaces(0, 2, 9), surfaces(100, 1, 2)),
+        (surfaces(0, 3, 2, (50, 90)) + surfaces(10, 3, 2, (120, 33)), surfaces(100, 2, 1, (77, 64))),
+    ],
+    ids=["no defect in val", "no defect at all", "no masks", "more defects than good", "mixed sizes"],
+)
+def test_every_level_of_labels_trains(train, val) -> None:
+    fitted = fit_detector(train, val, QUICK, seed=0)
+    assert np.isfinite(fitted.val_scores).all()
+    assert fitted.val_labels.tolist() == [image.defective for image in val]
+    assert (fitted.history[-1].val_ap is None) == (not fitted.val_labels.any())
+
+
+def test_drawn_defects_alone_find_the_blob() -> None:
+    settings = TINY.model_copy(update={"epochs": 12})
+    fitted = fit_detector(surfaces(0, 24, 0), surfaces(100, 12, 12), settings, seed=0)
+    ap = average_precision(fitted.val_labels, fitted.val_scores)
+    assert ap is not None
+    assert ap > 0.9
+
+
+def test_time_limit_ends_the_training_in_good_order() -> None:
+    settings = TINY.model_copy(update={"epochs": 100_000, "max_minutes": 0.05})
+    seen: list[Progress] = []
+    started = time.monotonic()
+    fitted = fit_detector(surfaces(0, 6, 3), surfaces(100, 3, 2), settings, 0, seen.append)
+    assert time.monotonic() - started < 15
+    assert seen == list(fitted.history)
+    assert seen[-1].epoch <= seen[-1].epochs < 1000
+    assert np.isfinite(fitted.val_scores).all()
+
+
+def test_images_that_cannot_be_trained_on_are_refused() -> None:
+    good, bad = surface(0, False), surface(1, True)
+    no_drawing = QUICK.model_copy(update={"drawn_defects": 0.0})
+    marked = replace(good, mask=np.ones((64, 64), np.bool_))
+    resized = replace(bad, mask=np.ones((32, 64), np.bool_))
+    for train, val, settings, code, words in (
+        ([good, bad], [good], QUICK, "too-few-images", "1 good training"),
+        ([good, good, bad], [bad], QUICK, "too-few-images", "no good image among 1"),
+        ([good, good], [good], no_drawing, "too-few-images", "drawn_defects 0"),
+        ([good, good, marked], [good], QUICK, "bad-mask", "surface-0"),
+        ([good, good, resized], [good], QUICK, "bad-mask", r"\[32, 64\]"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            fit_detector(train, val, settings, seed=0)
+        assert caught.value.code == code
+
+
+def test_loss_that_is_not_finite_names_the_images() -> None:
+    settings = QUICK.model_copy(update={"learning_rate": 1e30, "epochs": 4})
+    with pytest.raises(TrainingError, match="surface-") as caught:
+        fit_detector(surfaces(0, 4, 2), surfaces(100, 2, 0), settings, seed=0)
+    assert caught.value.code == "not-finite"
+
+
+def test_pixels_that_are_not_finite_name_the_image() -> None:
+    broken = surface(7, False)
+    broken.grey[3, 3] = np.nan
+    with pytest.raises(SbdzslError, match="surface-7"):
+        fit_detector([*surfaces(0, 4, 2), broken], surfaces(100, 2, 0), QUICK, seed=0)
+
+
+def test_empty_mask_of_a_defective_image_counts_as_none() -> None:
+    blank = replace(surface(1, True), mask=np.zeros((64, 64), np.bool_))
+    unmasked = replace(blank, mask=None)
+    weights = [
+        fit_detector([*surfaces(10, 4, 1), image], surfaces(100, 2, 0), QUICK, seed=0).detector.tensors()
+        for image in (blank, unmasked)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((256, 256), 1.0), ((512, 512), 0.5), ((1250, 500), 0.5), ((3000, 4000), 0.25)]
+)
+def test_scale_follows_the_size_of_the_images(shape: tuple[int, int], scale: float) -> None:
+    assert choose_scale([shape, shape, (16, 16)]) == scale
+
+
+def peaks(*values: float) -> list[DefectMap]:
+    return [DefectMap(0.0, np.array([[-9.0, value]], np.float32), 8, 16, 8, 16) for value in values]
+
+
+def test_map_threshold_lies_between_good_and_defective_maps() -> None:
+    good = peaks(*np.linspace(-4, -2, 20), 7.0)
+    assert choose_map_threshold(good, peaks(1.0, 6.0, 9.0)) == pytest.approx(-2 + 0.25 * 8)
+    assert choose_map_threshold(good, []) == 0
+    assert choose_map_threshold(peaks(1.5), []) == 1.5
+    assert choose_map_threshold(peaks(1.5), peaks(-3.0)) == 1.5
+
+
+def test_dilation_widens_by_its_size_and_stays_binary() -> None:
+    mask = np.zeros((21, 21), np.bool_)
+    mask[10, 10] = True
+    wide = dilate(mask, 7)
+    assert wide.dtype == np.bool_
+    assert wide[10].sum() == wide[:, 10].sum() == 7
+    assert dilate(mask, 1) is mask
+
+
+def test_one_cycle_rises_then_falls_to_nothing() -> None:
+    rates = np.array([one_cycle(p) for p in np.linspace(0, 1, 101)])
+    assert rates.argmax() == 25
+    assert rates[25] == pytest.approx(1)
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
