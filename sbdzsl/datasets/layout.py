@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from sbdzsl import lake
 from sbdzsl.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -30,7 +28,7 @@ class Entry:
     @property
     def is_image(self) -> bool:
         """Whether the suffix, in any case, is that of an image format."""
-        return f".{self.name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+        return f".{self.name.rpartition('.')[2].lower()}" in lake.IMAGE_SUFFIXES
 
     @property
     def path(self) -> str:

@@ -330,7 +330,7 @@ def _run_lengths(data: bytes, uri: str, shape: tuple[int, int]) -> NDArray[np.bo
 def stored_sample(stored: lake.StoredFile, **labels: Any) -> Sample:
     """A sample of a listed file; `labels` are further fields of `Sample`."""
     return Sample(
-        image_id=lake.image_id(stored.uri, stored.etag),
+        image_id=lake.image_id(stored.uri, stored.version),
         uri=stored.uri,
         size_bytes=stored.size_bytes,
         etag=stored.etag,

@@ -57,8 +57,8 @@ class TestDagm:
     def test_a_complete_class_keeps_its_official_split(self, tmp_path: Path) -> None:
         dagm_half(tmp_path / "Class3", "Train", 15, 5)
         dagm_half(tmp_path / "Class3", "Test", 20, 4, first=100)
-        notes: list[str] = []
-        samples = ingest("dagm", str(tmp_path), seed=1, notes=notes)
+        found = ingest("dagm", str(tmp_path), seed=1)
+        samples, notes = found.samples, found.notes
         assert labels(samples) == {("dagm_class3", "benign"): 35, ("dagm_class3", "defect"): 9}
         assert {("/Test/" in sample.uri) == (sample.split == "test") for sample in samples} == {True}
         assert [(row.split, row.benign, row.defect) for row in split_table(samples)] == [
@@ -79,16 +79,13 @@ class TestDagm:
         dagm_half(tmp_path / "Class3", "Test", 20, 4, first=100)
         dagm_half(tmp_path / "Class4", "Train", 10, 4)
         dagm_half(tmp_path / "Class4", "Test", 20, 4, first=100)
-        notes: list[str] = []
-        by_surface = {
-            name: {s.split for s in ingest("dagm", str(tmp_path), name, notes=notes) if "/Test/" in s.uri}
-            for name in ("Class3", "Class4")
-        }
+        found = {name: ingest("dagm", str(tmp_path), name) for name in ("Class3", "Class4")}
+        by_surface = {name: {s.split for s in one.samples if "/Test/" in s.uri} for name, one in found.items()}
         assert by_surface == {"Class3": {"test"}, "Class4": {"train", "val", "test"}}
-        assert "split of our own" in notes[1]
-        folded = ingest("dagm", str(tmp_path), "class3", fold=0, folds=3, notes=notes)
-        assert {s.split for s in folded if "/Train/" in s.uri} == {"train", "val", "test"}
-        assert "fold 0 of 3" in notes[2]
+        assert "split of our own" in found["Class4"].notes[0]
+        folded = ingest("dagm", str(tmp_path), "class3", fold=0, folds=3)
+        assert {s.split for s in folded.samples if "/Train/" in s.uri} == {"train", "val", "test"}
+        assert "fold 0 of 3" in folded.notes[0]
 
     def test_label_files_decide_where_there_is_no_table(self, tmp_path: Path) -> None:
         dagm_half(tmp_path, "Test", 3, 2, table=False)
@@ -324,7 +321,7 @@ def shared(name: str) -> Path:
 @pytest.mark.parametrize("adapter", SHARED)
 def test_shared_data_is_read_whole_and_split_without_leaks(adapter: str) -> None:
     name, expected = SHARED[adapter]
-    samples = ingest(adapter, str(shared(name)))
+    samples = ingest(adapter, str(shared(name))).samples
     assert labels(samples) == expected
     assert len({sample.image_id for sample in samples}) == len(samples)
     splits = {group_of(sample): set() for sample in samples}
@@ -339,7 +336,7 @@ def test_shared_data_is_read_whole_and_split_without_leaks(adapter: str) -> None
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "num_surfaces", "num_images"), [("KTH-TIPS", 7, 567), ("Leather27", 14, 560)])
 def test_shared_materials_are_surfaces_without_labels(name: str, num_surfaces: int, num_images: int) -> None:
-    samples = ingest("folder", str(shared(name)))
+    samples = ingest("folder", str(shared(name))).samples
     assert len(samples) == num_images
     assert len({sample.surface for sample in samples}) == num_surfaces
     assert {sample.label for sample in samples} == {None}
