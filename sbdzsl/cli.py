@@ -10,9 +10,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,9 @@ datasets_app = typer.Typer(
     no_args_is_help=True, help="Draw the synthetic lake, build DAGM_MIX, list the layouts known."
 )
 app.add_typer(datasets_app, name="datasets")
+
+#: Typer keeps its command parser private; this is the parent of the errors that it makes public.
+_UsageError: Any = typer.BadParameter.__base__
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -264,10 +266,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SbdzslError as error:
         _err.print(f"error: {error.code}: {error.message}", markup=False)
         return error.exit_code
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _err.print("interrupted")
         return 130
     return 0

@@ -81,7 +81,7 @@ def train(
     report("router: CE-VAE and VAEGAN")
     router = train_router(collected, attributes, settings, seed)
     provenance = {
-        "data_digest": lake.manifest_digest(manifest),
+        "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
         "seed": seed,
         "held_out_as_unseen": sorted(unseen),
         "images": {
