@@ -83,13 +83,13 @@ def samples_from_table(table: pa.Table) -> list[Sample]:
 
 
 def _check_values(table: pa.Table) -> None:
-    allowed = {"label": ("benign", "defect"), "split": SPLITS, "mask_kind": ("pixels", "ellipse", "rle", "box")}
-    for column in allowed.keys() & set(table.column_names):
-        odd = set(table.column(column).unique().to_pylist()) - {None, *allowed[column]}
+    for column in sorted(lake.MANIFEST_VALUES.keys() & set(table.column_names)):
+        allowed = lake.MANIFEST_VALUES[column]
+        odd = set(table.column(column).unique().to_pylist()) - {None, *allowed}
         if odd:
             raise DataError(
                 "bad-manifest",
-                f"column {column} holds {', '.join(map(repr, sorted(odd)))}; expected {', '.join(allowed[column])}",
+                f"column {column} holds {', '.join(map(repr, sorted(odd)))}; expected {', '.join(allowed)}",
             )
 
 
@@ -330,7 +330,7 @@ def _run_lengths(data: bytes, uri: str, shape: tuple[int, int]) -> NDArray[np.bo
 def stored_sample(stored: lake.StoredFile, **labels: Any) -> Sample:
     """A sample of a listed file; `labels` are further fields of `Sample`."""
     return Sample(
-        image_id=lake.image_id(stored.uri, stored.etag),
+        image_id=lake.image_id(stored.uri, stored.version),
         uri=stored.uri,
         size_bytes=stored.size_bytes,
         etag=stored.etag,

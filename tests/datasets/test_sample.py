@@ -186,7 +186,7 @@ def test_shares_and_folds_out_of_range_are_refused(arguments: dict[str, float]) 
 
 
 def masked(path: Path, kind: str = "pixels", label: str = "defect") -> Sample:
-    return Sample("a", "file:///a.png", label=label, mask_uri=path.as_uri(), mask_kind=kind)  # type: ignore[arg-type]
+    return Sample("a", "/a.png", label=label, mask_uri=str(path), mask_kind=kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
