@@ -1,0 +1,246 @@
+"""The images of a lake and the manifest: the table that says which images there are and what is known of them.
+
+`list_images` makes a manifest of a folder or a prefix; users add surface, label and so on. A manifest is Parquet of
+`MANIFEST_SCHEMA`. What reads and writes single files stands in `store` and is offered from here, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sbdzsl.errors import DataError, LakeError
+from sbdzsl.store import (
+    StoredFile,
+    absolute_url,
+    exists,
+    join,
+    list_files,
+    read_bytes,
+    shown,
+    write_bytes,
+    write_once,
+)
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MANIFEST_SCHEMA",
+    "MANIFEST_VALUES",
+    "StoredFile",
+    "absolute_url",
+    "exists",
+    "image_id",
+    "join",
+    "list_files",
+    "list_images",
+    "manifest_digest",
+    "read_bytes",
+    "read_manifest",
+    "read_manifests",
+    "write_bytes",
+    "write_manifest",
+    "write_once",
+]
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("modified_at", pa.timestamp("us", tz="UTC")),
+        ("surface", pa.string()),
+        ("label", pa.string()),
+        ("mask_uri", pa.string()),
+        ("mask_kind", pa.string()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("bit_depth", pa.int16()),
+    ],
+    metadata={"sbdzsl_schema": "manifest", "version": "1"},
+)
+
+#: What a column may say, where that is a closed list.
+MANIFEST_VALUES: dict[str, tuple[str, ...]] = {
+    "label": ("benign", "defect"),
+    "mask_kind": ("pixels", "ellipse", "rle", "box"),
+    "split": ("train", "val", "test"),
+}
+
+#: Suffixes of image files, compared without regard to case.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+# A scheme, a POSIX root, or a drive: what does not depend on the folder a process was started in.
+_ABSOLUTE = r"^([A-Za-z][A-Za-z0-9+.-]*://|/|[A-Za-z]:[\\/])"
+
+
+def image_id(uri: str, version: str) -> str:
+    """32 hex digits that name one version of one file: of the SHA-256 of uri and `StoredFile.version`."""
+    return hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()[:32]
+
+
+def list_images(url: str) -> pa.Table:
+    """A manifest of all files below `url` with an image suffix, sorted by uri; surface, label and so on are null.
+
+    Nothing is guessed from names: a mask that is stored as an image is listed too. Raises `LakeError` (no-images,
+    not-found, forbidden, unreachable).
+    """
+    files = list_files(url)
+    images = [file for file in files if os.path.splitext(file.uri)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+    if not images:
+        raise LakeError(
+            "no-images", f"{len(files)} files at {shown(url)}, none ends in one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    for file in images:
+        _check_name(file.uri)
+    columns: dict[str, list[Any]] = {
+        "image_id": [image_id(file.uri, file.version) for file in images],
+        "uri": [file.uri for file in images],
+        "size_bytes": [file.size_bytes for file in images],
+        "etag": [file.etag for file in images],
+        "modified_at": [file.modified_at for file in images],
+    }
+    return _conformed(pa.table(columns, schema=pa.schema([MANIFEST_SCHEMA.field(name) for name in columns])), url)
+
+
+def _check_name(uri: str) -> None:
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise DataError("bad-layout", f"{uri!r}: the name is not UTF-8 and cannot be stored; rename the file") from None
+
+
+def _bad(source: str, reason: str) -> DataError:
+    return DataError("bad-manifest", f"{shown(source)}: {reason}")
+
+
+def read_manifest(uri: str) -> pa.Table:
+    """A manifest with all columns of `MANIFEST_SCHEMA`, in its order; those that the file lacks are null.
+
+    Types that hold the same values (large strings, dictionaries, wider integers, other time units) are converted.
+    Raises `DataError` bad-manifest: not Parquet, a column unknown, missing or of a wrong type, a value out of its list,
+    a null or repeated `image_id`, a null or relative `uri`. Raises `LakeError` if the file cannot be read.
+    """
+    try:
+        table = pq.ParquetFile(pa.BufferReader(read_bytes(uri))).read()
+    except (pa.ArrowException, OSError) as error:
+        raise _bad(uri, f"not a Parquet file: {error}") from None
+    table = _conformed(table, uri)
+    _check_rows(table, uri)
+    return table
+
+
+def read_manifests(uris: Sequence[str]) -> pa.Table:
+    """Several manifests as one table, in the order given. Raises as `read_manifest`, also for ids in two files."""
+    if not uris:
+        return MANIFEST_SCHEMA.empty_table()
+    table = pa.concat_tables([read_manifest(uri) for uri in uris])
+    _check_unique(table, ", ".join(uris))
+    return table
+
+
+def write_manifest(table: pa.Table, uri: str, row_group_size: int | None = None) -> None:
+    """Write a manifest, replacing one that exists; relative local paths in it become absolute.
+
+    `row_group_size` is in rows. Raises `DataError` bad-manifest as `read_manifest` does, and `LakeError`.
+    """
+    table = _conformed(table, uri)
+    for name in ("uri", "mask_uri"):
+        values = [value if value is None else absolute_url(value) for value in table[name].to_pylist()]
+        field = MANIFEST_SCHEMA.field(name)
+        table = table.set_column(MANIFEST_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+    _check_rows(table, uri)
+    stream = io.BytesIO()
+    pq.write_table(table, stream, row_group_size=row_group_size, compression="zstd")
+    write_bytes(uri, stream.getvalue())
+
+
+def manifest_digest(table: pa.Table) -> str:
+    """SHA-256 in hex over what changes a judgement, row by row in order: `image_id`, `uri` and `bit_depth`.
+
+    It does not depend on how the table is chunked or stored, nor on labels.
+    """
+    digest = hashlib.sha256()
+    for name in ("image_id", "uri", "bit_depth"):
+        column = table[name].cast(pa.string())
+        # Lengths first, null as -1: no two different columns give the same bytes.
+        digest.update(pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i8").tobytes())
+        for chunk in column.chunks:
+            digest.update("".join(value or "" for value in chunk.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _conformed(table: pa.Table, source: str) -> pa.Table:
+    """The table in `MANIFEST_SCHEMA`; raises `DataError` that names `source` and the reason."""
+    _check_version(table.schema.metadata or {}, source)
+    columns = Counter(table.column_names)
+    unknown = sorted(name for name in columns if name not in MANIFEST_SCHEMA.names)
+    if unknown or max(columns.values(), default=1) > 1:
+        raise _bad(source, f"unknown or repeated columns {unknown or columns}; known are {MANIFEST_SCHEMA.names}")
+    for name in ("image_id", "uri"):
+        if name not in columns:
+            raise _bad(source, f"no column {name}; `list_images` makes a complete manifest of a folder")
+        if table[name].null_count:
+            raise _bad(source, f"{table[name].null_count} rows have no {name}")
+    arrays = [
+        _converted(table[field.name], field, source) if field.name in columns else pa.nulls(len(table), field.type)
+        for field in MANIFEST_SCHEMA
+    ]
+    return pa.table(arrays, schema=MANIFEST_SCHEMA)
+
+
+def _check_version(metadata: dict[bytes, bytes], source: str) -> None:
+    kind, version = (metadata.get(key, b"").decode() for key in (b"sbdzsl_schema", b"version"))
+    if kind and (kind, version) != ("manifest", "1"):
+        raise _bad(source, f"found a table {kind!r} of version {version!r}; expected a manifest of version 1")
+
+
+def _converted(column: pa.ChunkedArray, field: pa.Field, source: str) -> pa.ChunkedArray:
+    """The column in the field's type, if it holds the same kind of values."""
+    found = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_kind = {
+        pa.string(): lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t),
+        # Tables with gaps often come with whole numbers stored as floats.
+        pa.int64(): lambda t: pa.types.is_integer(t) or pa.types.is_floating(t),
+        pa.int16(): lambda t: pa.types.is_integer(t) or pa.types.is_floating(t),
+    }.get(field.type, pa.types.is_timestamp)
+    try:
+        if not (is_kind(found) or pa.types.is_null(found)):
+            raise pa.ArrowTypeError("another kind of value")
+        return column.cast(field.type, safe=not pa.types.is_timestamp(field.type))
+    except (pa.ArrowException, ValueError) as error:
+        raise _bad(source, f"column {field.name}: found {column.type}, expected {field.type}: {error}") from None
+
+
+def _check_rows(table: pa.Table, source: str) -> None:
+    _check_unique(table, source)
+    for name, allowed in MANIFEST_VALUES.items():
+        others = sorted(set(pc.unique(table[name]).to_pylist()) - {None, *allowed})
+        if others:
+            raise _bad(source, f"column {name}: found {others[:5]}, expected one of {list(allowed)} or null")
+    lowest_highest = pc.min_max(table["bit_depth"]).as_py()
+    if lowest_highest["min"] is not None and not 8 <= lowest_highest["min"] <= lowest_highest["max"] <= 16:
+        raise _bad(source, f"column bit_depth: found {lowest_highest}, expected 8 to 16 or null")
+    for name in ("uri", "mask_uri"):
+        relative = table[name].filter(pc.invert(pc.match_substring_regex(table[name], _ABSOLUTE)))
+        if len(relative):
+            raise _bad(
+                source, f"column {name}: {relative[0].as_py()!r} is relative; expected a URL or an absolute path"
+            )
+
+
+def _check_unique(table: pa.Table, source: str) -> None:
+    if pc.count_distinct(table["image_id"]).as_py() == len(table):
+        return
+    counts = Counter(table["image_id"].to_pylist())
+    repeated = [identity for identity, count in counts.items() if count > 1]
+    where = table.filter(pc.equal(table["image_id"], repeated[0]))["uri"].to_pylist()
+    raise _bad(source, f"{len(repeated)} image_id stand in several rows, such as {repeated[0]} of {where[:3]}")
