@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -79,13 +80,15 @@ def write_report(
     summary = summarise(rows, facts)
     table = alerts(rows)
     listed = alerts_csv(table)
-    lake.write_bytes(lake.join(out, "summary.json"), json.dumps(summary.to_json(), indent=1, ensure_ascii=False).encode())
+    figures = json.dumps(summary.to_json(), indent=1, ensure_ascii=False)
+    lake.write_bytes(lake.join(out, "summary.json"), figures.encode())
     lake.write_bytes(lake.join(out, "alerts.csv"), listed)
     cards = {
         verdict: [_card(row, gallery(row)) for row in worst(rows, verdict, gallery_size)]
         for verdict in ("defect", "unseen")
     }
-    lake.write_bytes(lake.join(out, "report.html"), _render(summary, cards, table.height, hashlib.sha256(listed).hexdigest()).encode())
+    page = _render(summary, cards, table.height, hashlib.sha256(listed).hexdigest())
+    lake.write_bytes(lake.join(out, "report.html"), page.encode())
     return summary
 
 

@@ -291,6 +291,27 @@ def test_ingest_refuses_an_unknown_layout_and_a_missing_source(tmp_path: Path) -
         ingest("mvtec", str(tmp_path))
     with pytest.raises(LakeError):
         ingest("folder", str(tmp_path / "nowhere"))
+    put(tmp_path, "one.png")
+    with pytest.raises(DataError, match="is a file; expected a folder"):
+        ingest("folder", str(tmp_path / "one.png"))
+
+
+@pytest.mark.parametrize("name", ["100%20 sure", "Größe #3"])
+def test_names_that_a_url_would_have_to_escape_are_read(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/defect/a b.png")
+    put(tmp_path, f"{name}/masks/a b.png", SPOT)
+    (sample,) = ingest("folder", str(tmp_path))
+    assert sample.surface == name
+    assert load_mask(sample, (20, 24)) is not None
+
+
+def test_a_source_may_be_any_store() -> None:
+    data = bytes(cv2.imencode(".png", GREY)[1])
+    for path in ("steel/good/a.png", "steel/bad/b.png", "steel/bad/b_mask.png"):
+        lake.write_bytes(f"memory://adapters/{path}", data)
+    samples = ingest("folder", "memory://adapters")
+    assert labels(samples) == {("steel", "benign"): 1, ("steel", "defect"): 1}
+    assert samples[0].mask_uri == "memory://adapters/steel/bad/b_mask.png"
 
 
 # Counts of the README files of the shared data.
