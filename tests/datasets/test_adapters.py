@@ -300,7 +300,7 @@ def test_ingest_refuses_an_unknown_layout_and_a_missing_source(tmp_path: Path) -
 def test_names_that_a_url_would_have_to_escape_are_read(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{name}/defect/a b.png")
     put(tmp_path, f"{name}/masks/a b.png", SPOT)
-    (sample,) = ingest("folder", str(tmp_path))
+    (sample,) = ingest("folder", str(tmp_path)).samples
     assert sample.surface == name
     assert load_mask(sample, (20, 24)) is not None
 
@@ -309,7 +309,7 @@ def test_a_source_may_be_any_store() -> None:
     data = bytes(cv2.imencode(".png", GREY)[1])
     for path in ("steel/good/a.png", "steel/bad/b.png", "steel/bad/b_mask.png"):
         lake.write_bytes(f"memory://adapters/{path}", data)
-    samples = ingest("folder", "memory://adapters")
+    samples = ingest("folder", "memory://adapters").samples
     assert labels(samples) == {("steel", "benign"): 1, ("steel", "defect"): 1}
     assert samples[0].mask_uri == "memory://adapters/steel/bad/b_mask.png"
 
