@@ -86,9 +86,13 @@ def shown(url: str) -> str:
 
 
 def _store(url: str) -> tuple[Any, str]:
-    """The fsspec file system and the path in it. Without a cache of listings, for other processes write too."""
+    """The fsspec file system and the path in it. Without a cache of listings, for other processes write too.
+
+    `fsspec.url_to_fs` would take a "::" in a name for a chain of stores and quietly use what stands before it.
+    """
     try:
-        return fsspec.url_to_fs(url, use_listings_cache=False)
+        kind = fsspec.get_filesystem_class(_scheme(url))
+        return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
     except (ImportError, ValueError) as error:
         raise LakeError("unsupported-store", f"{shown(url)}: {error}") from None
 
@@ -100,7 +104,10 @@ def _is_transient(error: Exception) -> bool:
     """Whether the same call may succeed in a moment: lost connections, time-outs, an overloaded store."""
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or error.response["Error"]["Code"] in ("SlowDown", "ConditionalRequestConflict")
+        return status in (500, 502, 503, 504) or error.response["Error"]["Code"] in (
+            "SlowDown",
+            "ConditionalRequestConflict",
+        )
     if isinstance(error, botocore.exceptions.HTTPClientError | fsspec.exceptions.FSTimeoutError):
         return True
     if isinstance(error, ConnectionError | TimeoutError):
@@ -246,15 +253,26 @@ def _create(put: Callable[[], object], get: Callable[[], bytes], data: bytes) ->
     raise AssertionError("stamina raises the last error")
 
 
-def _create_s3(fs: Any, name: str, data: bytes) -> bool:
+def boto3_client(fs: Any) -> Any:
+    """A boto3 S3 client with the settings of an s3fs file system, and with no retries of its own.
+
+    To make one takes 0.1 s, so it is kept on the file system, whose own connections live as long.
+    """
     import boto3  # slow to import, and needed only here
 
+    if not hasattr(fs, "boto3_client"):
+        # Retries in boto3 would hide that a refusal follows a lost answer to our own write.
+        once = botocore.config.Config(retries={"total_max_attempts": 1})
+        given = {"endpoint_url": fs.endpoint_url, "aws_access_key_id": fs.key, "aws_secret_access_key": fs.secret}
+        given |= {"aws_session_token": fs.token} | fs.client_kwargs
+        session = boto3.Session(profile_name=fs.kwargs.get("profile"))
+        fs.boto3_client = session.client("s3", config=botocore.config.Config(**fs.config_kwargs).merge(once), **given)
+    return fs.boto3_client
+
+
+def _create_s3(fs: Any, name: str, data: bytes) -> bool:
     bucket, key = name.split("/", 1)
-    # boto3's own retries would hide that a refusal follows a lost answer to our own write.
-    config = botocore.config.Config(**fs.config_kwargs).merge(botocore.config.Config(retries={"total_max_attempts": 1}))
-    given = {"endpoint_url": fs.endpoint_url, "aws_access_key_id": fs.key, "aws_secret_access_key": fs.secret}
-    given |= {"aws_session_token": fs.token} | fs.client_kwargs
-    client = boto3.Session(profile_name=fs.kwargs.get("profile")).client("s3", config=config, **given)
+    client = boto3_client(fs)
 
     def put() -> None:
         try:
