@@ -32,6 +32,7 @@ _S3 = frozenset({"s3", "s3a"})
 # Stores where fsspec's mode="create" is one conditional request; for others it is a check and then a write.
 _EXCLUSIVE = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_LOST = (botocore.exceptions.HTTPClientError, fsspec.exceptions.FSTimeoutError, ConnectionError, TimeoutError)
 _memory_lock = threading.Lock()
 
 T = TypeVar("T")
@@ -103,14 +104,9 @@ def _store(url: str) -> tuple[Any, str]:
 def _is_transient(error: Exception) -> bool:
     """Whether the same call may succeed in a moment: lost connections, time-outs, an overloaded store."""
     if isinstance(error, botocore.exceptions.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status in (500, 502, 503, 504) or error.response["Error"]["Code"] in (
-            "SlowDown",
-            "ConditionalRequestConflict",
-        )
-    if isinstance(error, botocore.exceptions.HTTPClientError | fsspec.exceptions.FSTimeoutError):
-        return True
-    if isinstance(error, ConnectionError | TimeoutError):
+        # 409 is a race of two conditional writes, to be settled by asking again.
+        return error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 500, 502, 503, 504)
+    if isinstance(error, _LOST):
         return True
     # s3fs translates 503 Slow Down and 500 Internal Error to these.
     return isinstance(error, OSError) and error.errno in (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY))
@@ -317,12 +313,12 @@ def _create_local(path: Path, data: bytes) -> bool:
     with _temporary(path, data) as temporary:
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            return False
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno in _NO_LINK:
+                return _claim_and_replace(temporary, path)
+            if error.errno != errno.EEXIST:
                 raise
-            return _claim_and_replace(temporary, path)
+            return False
     return True
 
 
