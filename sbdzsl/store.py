@@ -33,6 +33,7 @@ _S3 = frozenset({"s3", "s3a"})
 # Stores where fsspec's mode="create" is one conditional request; for others it is a check and then a write.
 _EXCLUSIVE = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_LOST = (botocore.exceptions.HTTPClientError, fsspec.exceptions.FSTimeoutError, ConnectionError, TimeoutError)
 _memory_lock = threading.Lock()
 
 T = TypeVar("T")
@@ -88,8 +89,7 @@ def shown(url: str) -> str:
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of any URL, local ones too, and the path in it: for readers that want more than bytes."""
-    path = _local_path(url)
-    return _store(url) if path is None else (LocalFileSystem(), absolute_url(url))
+    return _store(url) if _local_path(url) is None else (LocalFileSystem(), absolute_url(url))
 
 
 def _store(url: str) -> tuple[Any, str]:
@@ -110,14 +110,9 @@ def _store(url: str) -> tuple[Any, str]:
 def _is_transient(error: Exception) -> bool:
     """Whether the same call may succeed in a moment: lost connections, time-outs, an overloaded store."""
     if isinstance(error, botocore.exceptions.ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status in (500, 502, 503, 504) or error.response["Error"]["Code"] in (
-            "SlowDown",
-            "ConditionalRequestConflict",
-        )
-    if isinstance(error, botocore.exceptions.HTTPClientError | fsspec.exceptions.FSTimeoutError):
-        return True
-    if isinstance(error, ConnectionError | TimeoutError):
+        # 409 is a race of two conditional writes, to be settled by asking again.
+        return error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 500, 502, 503, 504)
+    if isinstance(error, _LOST):
         return True
     # s3fs translates 503 Slow Down and 500 Internal Error to these.
     return isinstance(error, OSError) and error.errno in (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EBUSY))
@@ -225,7 +220,8 @@ def write_bytes(uri: str, data: bytes) -> None:
 def write_once(uri: str, data: bytes) -> bool:
     """Write a file unless there is one: True if written, False if it exists already and was left untouched.
 
-    Of several writers exactly one gets True, and no reader ever sees a part of the content. S3: one PUT with
+    Of several writers exactly one gets True (on a file system without hard links: all but racing ones), and no reader
+    ever sees a part of the content. S3: one PUT with
     `If-None-Match: *`; the store has to honour it, as AWS does. Raises `LakeError`, unsupported-store where a store
     offers no exclusive creation.
     """
@@ -324,20 +320,21 @@ def _create_local(path: Path, data: bytes) -> bool:
     with _temporary(path, data) as temporary:
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            return False
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno in _NO_LINK:
+                return _replace_if_absent(temporary, path)
+            if error.errno != errno.EEXIST:
                 raise
-            return _claim_and_replace(temporary, path)
+            return False
     return True
 
 
-def _claim_and_replace(temporary: Path, path: Path) -> bool:
-    """For file systems without hard links: who creates the empty name owns it, then the content is moved onto it."""
-    try:
-        path.open("xb").close()
-    except FileExistsError:
+def _replace_if_absent(temporary: Path, path: Path) -> bool:
+    """For file systems without hard links. Of two at the same moment both may win and the later content stays.
+
+    To claim the name first would be exclusive, but a kill in between would leave an empty file for good.
+    """
+    if os.path.lexists(path):
         return False
     temporary.replace(path)
     return True

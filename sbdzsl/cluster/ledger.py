@@ -115,12 +115,12 @@ def make_plan(
     plan = Plan(out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now)
     lake.write_manifest(manifest, plan.manifest_uri, row_group_size=size)
     text = json.dumps(asdict(plan) | {"version": PLAN_VERSION}, indent=2)
-    if lake.write_once(lake.join(out, PLAN), text.encode()):
-        return plan
-    first = find_plan(out)
-    assert first is not None
-    require_same(first, source, bundle_digest, policy)
-    return first
+    lake.write_once(lake.join(out, PLAN), text.encode())
+    # Read back whoever won, so that two starts at once go on with one plan.
+    pinned = find_plan(out)
+    assert pinned is not None
+    require_same(pinned, source, bundle_digest, policy)
+    return pinned
 
 
 def require_same(plan: Plan, source: str, bundle_digest: str, policy: str | None) -> None:
