@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sbdzsl import lake
 from sbdzsl.errors import DataError
 
 #: The attributes of Table 1 that describe the surface itself; the other 22 describe its typical defect.
@@ -71,6 +72,17 @@ def standard_attributes() -> AttributeTable:
     """The embedded table: the 29 attributes of Table 1 for public and drawn surfaces (sources: README.md)."""
     text = resources.files("sbdzsl.sbad").joinpath("attributes.csv").read_text(encoding="utf-8")
     return parse_attributes(text, "attributes.csv")
+
+
+def load_attributes(uri: str | None) -> AttributeTable:
+    """The table at `uri`, a CSV file in any lake; the embedded one if None. Raises `LakeError`, `DataError`."""
+    if uri is None:
+        return standard_attributes()
+    try:
+        text = lake.read_bytes(uri).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError("bad-attributes", f"{uri}: byte {error.start} is not UTF-8; save the table as UTF-8") from None
+    return parse_attributes(text, uri)
 
 
 def parse_attributes(text: str, source: str) -> AttributeTable:

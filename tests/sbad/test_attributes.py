@@ -1,10 +1,18 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sbdzsl.errors import DataError
-from sbdzsl.sbad.attributes import AttributeTable, measure_attributes, parse_attributes, standard_attributes
+from sbdzsl.sbad.attributes import (
+    AttributeTable,
+    load_attributes,
+    measure_attributes,
+    parse_attributes,
+    standard_attributes,
+)
 
 Image = NDArray[np.float32]
 
@@ -32,6 +40,16 @@ def test_user_table_of_other_names_and_length() -> None:
     longer = table.with_row("coil", {"blue": 0.1, "shiny": 0.2})
     assert longer.rows["coil"] == (0.2, 0.1)
     assert "coil" not in table.rows
+
+
+def test_table_in_a_lake(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("surface,schön\nblech,1\n", encoding="utf-8-sig")  # as spreadsheets save it
+    assert load_attributes(str(path)) == AttributeTable(("schön",), {"blech": (1.0,)})
+    path.write_text("surface,schön\nblech,1\n", encoding="latin-1")
+    with pytest.raises(DataError, match=r"mine\.csv: byte 11 is not UTF-8"):
+        load_attributes(str(path))
+    assert load_attributes(None) == standard_attributes()
 
 
 @pytest.mark.parametrize(

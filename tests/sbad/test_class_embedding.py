@@ -10,7 +10,7 @@ from sbdzsl.errors import TrainingError
 from sbdzsl.sbad.ce_vae import CEVAE, kl_divergence, learn_class_embeddings
 from sbdzsl.sbad.vaegan import VAEGAN, train_encoder2
 
-SETTINGS = RouterSettings(hidden=32, ce_vae_steps=150, vaegan_steps=40, critic_steps=2)
+SETTINGS = RouterSettings(hidden=32, ce_vae_steps=150, vaegan_steps=100, critic_steps=2)
 
 
 def made_up(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -177,7 +177,7 @@ def test_saved_and_loaded_router_decides_to_the_same_bits(score: str) -> None:
 
 
 def test_paper_score_is_the_smallest_mse_to_a_learned_ce() -> None:
-    settings = SETTINGS.model_copy(update={"score": "paper", "vaegan_steps": 80, "ce_vae_steps": 80})
+    settings = SETTINGS.model_copy(update={"score": "paper", "vaegan_steps": 250, "ce_vae_steps": 150})
     router = fit(settings=settings)
     row = draw("c", 1, 3)[0]
     route = router.route(row)
@@ -189,7 +189,7 @@ def test_paper_score_is_the_smallest_mse_to_a_learned_ce() -> None:
 
 
 def test_words_of_a_seen_surface_are_those_of_its_row() -> None:
-    router = fit(settings=SETTINGS.model_copy(update={"vaegan_steps": 80, "ce_vae_steps": 80}))
+    router = fit(settings=SETTINGS.model_copy(update={"vaegan_steps": 250, "ce_vae_steps": 150}))
     routes = [(surface, router.route(row)) for surface in "abc" for row in draw(surface, 20, 3)]
     own = {"a": ("shiny",), "b": ("dark",), "c": ("striped",)}
     assert np.mean([route.attributes == own[surface] for surface, route in routes]) > 0.8
