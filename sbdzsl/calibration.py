@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sbdzsl.errors import DataError
 
 Scores = NDArray[np.float64]
-Policy = Literal["false-alarm-rate", "max-f1", "zero-misses", "fixed"]
+Policy = Literal["false-alarm-rate", "max-f1", "zero-misses"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,8 @@ def choose_threshold(policy: Policy, good: Scores, defect: Scores, false_alarm_r
     if policy == "zero-misses":
         below = good[good < defect.min()]
         value = _middle(float(below.max()), float(defect.min())) if len(below) else np.nextafter(defect.min(), -np.inf)
-    elif policy == "max-f1":
-        value = _best_f1_threshold(good, defect)
     else:
-        raise ValueError(f"policy {policy!r} has no rule that chooses a value")
+        value = _best_f1_threshold(good, defect)
     return Threshold(float(value), policy, None, None, len(good), len(defect))
 
 

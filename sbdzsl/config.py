@@ -44,11 +44,11 @@ class RouterSettings(Settings):
     score: Literal["whitened-nn", "paper"] = Field("whitened-nn", description="what gates unseen surfaces")
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: seen images that may be called unseen")
     pca_dims: int = Field(128, ge=8)
-    shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-class covariance towards its diagonal")
-    ce_vae_steps: int = Field(1500, ge=0)
-    vaegan_steps: int = Field(1000, ge=0, description="generator steps; each takes critic_steps critic steps")
+    shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-class covariance towards the identity")
+    ce_vae_steps: int = Field(1000, ge=0)
+    vaegan_steps: int = Field(300, ge=0, description="generator steps; each takes critic_steps critic steps")
     critic_steps: int = Field(5, ge=1)
-    hidden: int = Field(512, ge=16, description="width of the hidden layers of CE-VAE and VAEGAN")
+    hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE and VAEGAN")
 
 
 class DetectorSettings(Settings):

@@ -89,6 +89,7 @@ class BundleError(SbdzslError):
 
     CODES: ClassVar[dict[str, int]] = {
         "no-bundle": 404,
+        "bundle-exists": 409,
         "damaged-bundle": 422,
         "wrong-version": 422,
         "unsafe-file": 422,

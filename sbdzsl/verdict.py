@@ -7,11 +7,14 @@ scaling; scores are raw, nothing is clamped. A field that was not computed is No
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 Decision = Literal["good", "defect", "unseen", "error"]
 
@@ -78,12 +81,12 @@ class Route:
     """What SBAD says: the nearest seen surface, and whether the image is too far from all of them.
 
     `unseen_score` is larger the stranger the image; it is unseen where the score exceeds `unseen_threshold`.
-    `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `class_embedding` holds the
-    A attribute values.
+    `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `surface_margin` is how much
+    farther the second nearest surface is, None where only one is known. `class_embedding` holds the A attribute values.
     """
 
     surface: str
-    surface_margin: float
+    surface_margin: float | None
     unseen_score: float
     unseen_threshold: float
     unseen_p_value: float
@@ -149,6 +152,22 @@ class Verdict:
         """`ResultEvaluation` of OPC 40001-101: 1 OK, 2 NotOK, 3 NotDecidable, 0 Undefined."""
         return OPC_RESULT_EVALUATION[self.verdict]
 
+    def describe(self) -> str:
+        """The verdict in one line for a person."""
+        if self.verdict == "error":
+            return f"ERROR {self.error_code}: {self.error_detail}"
+        if self.verdict == "unseen":
+            near, words = ", ".join(self.nearest_surfaces), "; ".join(self.attributes) or "nothing stands out"
+            return f"UNSEEN surface (p = {self.unseen_p_value:.3f}), nearest {near}; {words}"
+        line = f"{self.surface}, score {self.defect_score:.2f} against threshold {self.defect_threshold:.2f}"
+        if self.verdict == "good":
+            return f"GOOD {line}"
+        places = (
+            ", ".join(f"{r.width}x{r.height} px at ({r.x}, {r.y})" for r in self.regions[:3]) or "no place stands out"
+        )
+        more = f" and {len(self.regions) - 3} more" if len(self.regions) > 3 else ""
+        return f"DEFECT {line}; {places}{more}"
+
     def to_row(self) -> dict[str, Any]:
         """One row of `VERDICT_SCHEMA`."""
         return asdict(self)
@@ -160,6 +179,13 @@ class Verdict:
         return row | {"result_evaluation": self.result_evaluation}
 
 
-def verdict_table(verdicts: list[Verdict]) -> pa.Table:
+def verdict_table(verdicts: Sequence[Verdict]) -> pa.Table:
     """Verdicts as a table of `VERDICT_SCHEMA`, in the order given."""
     return pa.Table.from_pylist([verdict.to_row() for verdict in verdicts], schema=VERDICT_SCHEMA)
+
+
+def to_parquet(verdicts: Sequence[Verdict]) -> bytes:
+    """Verdicts as the bytes of one Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(verdict_table(verdicts), buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,32 @@
+# Everything a developer runs. Each target installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint types bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+setup: .venv/installed  ## install the project and its tools into .venv, at the versions of constraints.txt
+
+demo: setup  ## draw a lake, train both stages, audit an archive, write a report
+	$(BIN)/python examples/demo.py
+
+test: setup  ## the whole test suite, real Ray included
+	$(BIN)/python -m pytest
+
+lint: setup types  ## style, types and the walls between packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup  ## the studies behind the README's figures; needs the shared data
+	$(BIN)/python benchmarks/first_slice.py
+
+clean:
+	rm -rf .venv runs demo

@@ -1,0 +1,183 @@
+"""The figures of the first slice on real images: detectors, router, latency.
+
+    python benchmarks/first_slice.py detectors   DAGM class 1 (three seeds) and KolektorSDD (three folds): AP, FP, FN, minutes
+    python benchmarks/first_slice.py routing     one bundle of three surfaces, audited over them and 22 unseen ones: S, U, H
+    python benchmarks/first_slice.py latency     `inspect` of one 512x512 image in one process
+
+Without an argument all three. Needs the shared images (SBDZSL_SHARED). About 40 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from record import record, shared_data
+
+from sbdzsl import bundle as bundles
+from sbdzsl import datasets, evaluation, lake, training
+from sbdzsl.bundle import Bundle
+from sbdzsl.calibration import conformal_threshold
+from sbdzsl.cluster.audit import run_audit
+from sbdzsl.config import TrainSettings
+from sbdzsl.inspector import Inspector, load_image
+from sbdzsl.metrics import ZeroShotFigures, auroc, zero_shot_figures
+from sbdzsl.sbad.embedding import Embedder
+
+BUDGETS = (0.02, 0.05)
+ROUTED = ("dagm_class1", "kolektorsdd", "magnetic_tile")
+
+
+def manifest_of(adapter: str, folder: str, **choices: Any) -> pa.Table:
+    """Manifest of one shared data set."""
+    return datasets.samples_to_table(datasets.ingest(adapter, str(shared_data() / folder), **choices).samples)
+
+
+def detectors(work: Path) -> None:
+    """Train and test DAGM class 1 over seeds and KolektorSDD over folds, each at its own split."""
+    runs = [
+        ("dagm_class1", f"seed {s}", manifest_of("dagm", "DAGM2007", surface="dagm_class1", seed=s), s)
+        for s in range(3)
+    ]
+    runs += [
+        ("kolektorsdd", f"fold {k}", manifest_of("kolektorsdd", "KolektorSDD", fold=k, folds=3), 0) for k in range(3)
+    ]
+    rows = []
+    for surface, split, manifest, seed in runs:
+        started = time.monotonic()
+        bundle = training.train(
+            manifest, str(work / f"{surface} {split}"), TrainSettings(), seed, report=lambda _: None
+        )
+        minutes = (time.monotonic() - started) / 60
+        found = evaluation.evaluate(bundle, manifest)[0]["surfaces"][surface]
+        kept = ("ap", "auroc", "f1", "fp", "fn", "num_good", "num_defect", "promised_false_alarm_rate")
+        rows.append(
+            {"surface": surface, "split": split} | {k: found[k] for k in kept} | {"train_minutes": round(minutes, 2)}
+        )
+        print(rows[-1], flush=True)
+    means = {
+        surface: float(np.mean([row["ap"] for row in rows if row["surface"] == surface]))
+        for surface in ("dagm_class1", "kolektorsdd")
+    }
+    record("detectors", {"mean_ap": means, "runs": rows})
+
+
+def routing(work: Path) -> None:
+    """Audit three seen and 22 unseen real surfaces by one bundle, beside cosine 1-NN on the same features."""
+    seen = pa.concat_tables(
+        [
+            manifest_of("dagm", "DAGM2007", surface="dagm_class1"),
+            manifest_of("kolektorsdd", "KolektorSDD"),
+            manifest_of("magnetic_tile", "MagneticTile"),
+        ]
+    )
+    strangers = [manifest_of("neu", "NEU-DET"), manifest_of("folder", "KTH-TIPS"), manifest_of("folder", "Leather27")]
+    bundle = training.train(seen, str(work / "routing"), TrainSettings(), report=lambda line: print(line, flush=True))
+    audited = pa.concat_tables([only(seen, "test"), *strangers])
+    lake.write_manifest(audited, str(work / "audited.parquet"))
+    result = run_audit(str(work / "routing"), str(work / "audit"), manifest_uri=str(work / "audited.parquet"))
+    assert result.reconciliation.is_complete
+    rows = pl.read_parquet(work / "audit" / "parts" / "*.parquet")
+    truth = dict(zip(audited["image_id"].to_pylist(), audited["surface"].to_pylist(), strict=True))
+    surfaces = [truth[image_id] for image_id in rows["image_id"]]
+    scores = rows["unseen_score"].to_numpy()
+    ours = {
+        str(rate): figures(
+            zero_shot_figures(surfaces, rows["surface"].to_list(), scores > bundle.router.threshold(rate), ROUTED)
+        )
+        for rate in BUDGETS
+    }
+    strange = np.array([surface not in ROUTED for surface in surfaces])
+    study = {
+        "num_images": audited.num_rows,
+        "num_rows": result.reconciliation.num_rows,
+        "images_per_second": result.summary.facts.images_per_second,
+        "unseen_surfaces": len({surface for surface in surfaces if surface not in ROUTED}),
+        "whitened-nn": ours | {"auroc": auroc(strange, scores)},
+        "cosine 1-NN": cosine_baseline(bundle, seen, audited),
+    }
+    for name in ("whitened-nn", "cosine 1-NN"):
+        print(name, {key: value for key, value in study[name].items()})
+    record("routing", study)
+
+
+def cosine_baseline(bundle: Bundle, seen: pa.Table, audited: pa.Table) -> dict[str, Any]:
+    """Cosine distance to the nearest training image on the bundle's own features, threshold by the same calibration."""
+    embedder = Embedder(bundle.backbone, bundle.settings.router)
+    bank, bank_surfaces = embed(embedder, only(seen, "train"))
+    centre, spread = bank.mean(axis=0), bank.std(axis=0) + 1e-6
+    bank = unit((bank - centre) / spread)
+    calibration = unit((embed(embedder, only(seen, "val"))[0] - centre) / spread)
+    features, surfaces = embed(embedder, audited)
+    similarity = unit((features - centre) / spread) @ bank.T
+    scores = 1 - similarity.max(axis=1)
+    named = [bank_surfaces[nearest] for nearest in similarity.argmax(axis=1)]
+    held_out = np.sort(1 - (calibration @ bank.T).max(axis=1))
+    strange = np.array([surface not in ROUTED for surface in surfaces])
+    found: dict[str, Any] = {
+        str(rate): figures(zero_shot_figures(surfaces, named, scores > conformal_threshold(held_out, rate), ROUTED))
+        for rate in BUDGETS
+    }
+    return found | {"auroc": auroc(strange, scores)}
+
+
+def latency(work: Path) -> None:
+    """Median over 50 of reading, decoding, routing and detecting one 512x512 DAGM image in one process."""
+    manifest = manifest_of("dagm", "DAGM2007", surface="dagm_class1")
+    url = str(work / "dagm_class1 seed 0")
+    bundle = bundles.load(url) if bundles.exists(url) else training.train(manifest, url, TrainSettings())
+    inspector = Inspector(bundle)
+    uri = only(manifest, "test")["uri"][0].as_py()
+    for _ in range(5):
+        inspector.judge("warm-up", uri)
+    judged = [inspector.judge("timed", uri) for _ in range(50)]
+    assert judged[0].detect_ms is not None, "the timed image must go through both stages"
+    total = [v.decode_ms + v.route_ms + v.detect_ms for v in judged]  # type: ignore[operator]
+    stages = {
+        name: round(float(np.median([getattr(v, name) for v in judged])), 2)
+        for name in ("decode_ms", "route_ms", "detect_ms")
+    }
+    quantiles = {name: round(float(np.quantile(total, q)), 2) for name, q in (("median_ms", 0.5), ("p95_ms", 0.95))}
+    print(quantiles | stages)
+    record("latency", {"image": "512x512 8-bit grey PNG", "repeats": len(judged)} | quantiles | stages)
+
+
+def figures(found: ZeroShotFigures) -> dict[str, float | None]:
+    """The four that go into the table."""
+    return {"s": found.s, "u": found.u, "h": found.h, "false_alarms": found.false_alarms, "naming": found.naming}
+
+
+def embed(embedder: Embedder, manifest: pa.Table) -> tuple[NDArray[np.float32], list[str]]:
+    """Features and surfaces of the readable images of a manifest."""
+    rows = manifest.to_pylist()
+    images = [load_image(row["image_id"], row["uri"], TrainSettings().image).image for row in rows]
+    kept = [(embedder.embed(image.grey()), row["surface"]) for image, row in zip(images, rows, strict=True) if image]
+    return np.stack([features for features, _ in kept]), [surface for _, surface in kept]
+
+
+def only(manifest: pa.Table, split: str) -> pa.Table:
+    """Rows of one split."""
+    return manifest.filter(pa.compute.equal(manifest["split"], split))
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows scaled to length 1."""
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+STUDIES = {"detectors": detectors, "routing": routing, "latency": latency}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(STUDIES)
+    if set(chosen) - set(STUDIES):
+        sys.exit(f"found {chosen}; studies are {', '.join(STUDIES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for study in chosen:
+            STUDIES[study](Path(folder))

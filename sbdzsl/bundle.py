@@ -1,0 +1,220 @@
+"""Bundle: everything both stages need, in one folder. The only reader and writer of weights.
+
+    bundle.json                     settings, thresholds with their held-out scores, data, sha256 of each file
+    backbone.safetensors            the frozen trunk, so that a node needs the bundle and nothing else
+    router.safetensors              SBAD
+    detectors/<surface>.safetensors SBDD, one a surface
+
+`bundle.json` is written last: a folder without it is no bundle. Its digest names the bundle in every verdict. A bundle
+never holds a pickle: only safetensors are read, and only files whose sha256 it lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from sbdzsl import __version__, lake
+from sbdzsl.calibration import Platt, Policy, Threshold, choose_threshold
+from sbdzsl.config import DetectorSettings, TrainSettings, parse
+from sbdzsl.errors import BundleError, LakeError
+from sbdzsl.metrics import average_precision
+from sbdzsl.sbad.backbone import Backbone
+from sbdzsl.sbad.decision import SurfaceRouter
+from sbdzsl.sbdd.predict import Detector
+
+SCHEMA_VERSION = 1
+CARD = "bundle.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceDetector:
+    """One surface's SBDD with what decides on its scores.
+
+    `good_scores` and `defect_scores` are the raw scores (`float64 [n]`) of the held-out images, from which each
+    threshold policy is drawn without training again. `platt` is None where no defect was held out.
+    """
+
+    detector: Detector
+    settings: DetectorSettings
+    good_scores: NDArray[np.float64]
+    defect_scores: NDArray[np.float64]
+    platt: Platt | None
+
+    def threshold(self, policy: Policy | None = None) -> Threshold:
+        """Threshold by `policy`, by the settings' own if None. Raises `DataError` where the policy lacks its data."""
+        return choose_threshold(
+            policy or self.settings.threshold_policy,
+            self.good_scores,
+            self.defect_scores,
+            self.settings.false_alarm_rate,
+        )
+
+    @property
+    def validation_ap(self) -> float | None:
+        """Average precision on the held-out images; None without defects among them."""
+        labels = np.repeat([False, True], [len(self.good_scores), len(self.defect_scores)])
+        return average_precision(labels, np.concatenate([self.good_scores, self.defect_scores]))
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded or freshly trained bundle. `card` is what `bundle.json` says, `digest` its sha256, in hex."""
+
+    settings: TrainSettings
+    backbone: Backbone
+    router: SurfaceRouter
+    detectors: Mapping[str, SurfaceDetector]
+    card: Mapping[str, Any]
+    digest: str
+
+    @property
+    def surfaces(self) -> tuple[str, ...]:
+        """Names of the seen surfaces, sorted."""
+        return tuple(sorted(self.detectors))
+
+
+def exists(url: str) -> bool:
+    """Whether there is a bundle at `url`."""
+    return lake.exists(lake.join(url, CARD))
+
+
+def save(
+    url: str,
+    settings: TrainSettings,
+    backbone: Backbone,
+    router: SurfaceRouter,
+    detectors: Mapping[str, SurfaceDetector],
+    provenance: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle to any lake URL and return it as a reader would see it.
+
+    `provenance` is plain JSON: data digest, counts, seed. Raises `BundleError` "bundle-exists" rather than overwrite.
+    """
+    if exists(url):
+        raise BundleError("bundle-exists", f"{url} holds a bundle already; choose another folder or remove it first")
+    files = {"backbone.safetensors": backbone.tensors(), "router.safetensors": router.tensors()}
+    files |= {_detector_file(surface): entry.detector.tensors() for surface, entry in detectors.items()}
+    blobs = {name: safetensors.torch.save(_contiguous(tensors)) for name, tensors in files.items()}
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "code_version": __version__,
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": settings.model_dump(),
+        "router": router.meta(),
+        "detectors": {surface: _detector_card(entry) for surface, entry in sorted(detectors.items())},
+        "provenance": dict(provenance),
+        "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in sorted(blobs.items())},
+    }
+    for name, blob in blobs.items():
+        lake.write_bytes(lake.join(url, name), blob)
+    lake.write_bytes(lake.join(url, CARD), json.dumps(card, indent=2, allow_nan=False).encode())
+    return load(url)
+
+
+def load(url: str, device: str = "cpu") -> Bundle:
+    """Read and verify a bundle.
+
+    Raises `BundleError`: "no-bundle", "wrong-version", "damaged-bundle" (a file is missing or not what the card says).
+    """
+    try:
+        raw = lake.read_bytes(lake.join(url, CARD))
+    except LakeError as error:
+        raise BundleError(
+            "no-bundle",
+            f"no bundle at {lake.absolute_url(url)} ({error.message}); expected a folder that `sbdzsl train` wrote. "
+            "A job on a cluster needs a path or URL that every node can read",
+        ) from None
+    card = _parse_card(url, raw)
+    tensors = {name: _read_tensors(url, name, digest) for name, digest in card["files"].items()}
+    try:
+        settings = parse(TrainSettings, card["settings"], lake.join(url, CARD))
+        detectors = {
+            surface: _load_detector(entry, tensors[_detector_file(surface)], device)
+            for surface, entry in card["detectors"].items()
+        }
+        return Bundle(
+            settings=settings,
+            backbone=Backbone.from_tensors(tensors["backbone.safetensors"]),
+            router=SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"]),
+            detectors=detectors,
+            card=card,
+            digest=_digest(card),
+        )
+    except KeyError as error:
+        raise BundleError("damaged-bundle", f"{url}: {CARD} lacks {error}; train it again") from None
+
+
+def _parse_card(url: str, raw: bytes) -> dict[str, Any]:
+    try:
+        card = json.loads(raw)
+    except ValueError as error:
+        raise BundleError("damaged-bundle", f"{lake.join(url, CARD)} is not JSON: {error}") from None
+    found = card.get("schema_version") if isinstance(card, dict) else None
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            "wrong-version", f"{url}: bundle schema {found!r}, this sbdzsl reads {SCHEMA_VERSION}; train it again"
+        )
+    assert isinstance(card, dict)
+    return card
+
+
+def _read_tensors(url: str, name: str, digest: str) -> dict[str, torch.Tensor]:
+    if not name.endswith(".safetensors"):
+        raise BundleError("unsafe-file", f"{url} lists {name!r}; a bundle holds safetensors only, nothing else is read")
+    try:
+        blob = lake.read_bytes(lake.join(url, name))
+    except LakeError as error:
+        raise BundleError("damaged-bundle", f"{url}: {error.message}") from None
+    if hashlib.sha256(blob).hexdigest() != digest:
+        raise BundleError("damaged-bundle", f"{url}: {name} is not the file that {CARD} lists (sha256 differs)")
+    try:
+        return safetensors.torch.load(blob)
+    except SafetensorError as error:
+        raise BundleError("damaged-bundle", f"{url}: {name}: {error}") from None
+
+
+def _load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: str) -> SurfaceDetector:
+    settings = parse(DetectorSettings, entry["settings"], CARD)
+    return SurfaceDetector(
+        detector=Detector.from_tensors(settings, tensors, device),
+        settings=settings,
+        good_scores=np.array(entry["good_scores"], dtype=np.float64),
+        defect_scores=np.array(entry["defect_scores"], dtype=np.float64),
+        platt=Platt(**entry["platt"]) if entry["platt"] else None,
+    )
+
+
+def _detector_card(entry: SurfaceDetector) -> dict[str, Any]:
+    return {
+        "settings": entry.settings.model_dump(),
+        "threshold": asdict(entry.threshold()),
+        "good_scores": entry.good_scores.tolist(),
+        "defect_scores": entry.defect_scores.tolist(),
+        "platt": asdict(entry.platt) if entry.platt else None,
+    }
+
+
+def _detector_file(surface: str) -> str:
+    return f"detectors/{quote(surface, safe='')}.safetensors"
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(card: Mapping[str, Any]) -> str:
+    """The same training gives the same digest: the date is left out."""
+    named = {key: value for key, value in card.items() if key != "created_at"}
+    return hashlib.sha256(json.dumps(named, sort_keys=True, allow_nan=False).encode()).hexdigest()

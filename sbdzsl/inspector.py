@@ -1,0 +1,140 @@
+"""The decision: image to route to detection to verdict. Audit, command line and evaluation all go through here.
+
+    bytes -> image.decode -> SBAD route -> that surface's SBDD -> thresholds of the bundle -> Verdict
+
+One image is judged at a time, on whatever device the bundle was loaded to: a convolution sums in another order for
+another batch, and a verdict must not depend on which images happened to arrive together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbdzsl import image as images
+from sbdzsl import lake
+from sbdzsl.bundle import Bundle
+from sbdzsl.calibration import Policy, Threshold
+from sbdzsl.config import ImageSettings
+from sbdzsl.errors import ConfigError, ImageError, LakeError
+from sbdzsl.image import Image
+from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbdd.predict import DefectMap
+from sbdzsl.verdict import Detection, Route, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One image on its way to the nets: decoded, or the error that stopped it. Made off the nets' thread."""
+
+    image_id: str
+    uri: str
+    image: Image | None
+    error: ImageError | LakeError | None
+    decode_ms: float
+
+
+def load_image(image_id: str, uri: str, settings: ImageSettings, bit_depth: int | None = None) -> Loaded:
+    """Read and decode one image. A bad one is a `Loaded` with its error, never an exception."""
+    started = time.perf_counter()
+    image, error = None, None
+    try:
+        image = images.decode(lake.read_bytes(uri, settings.max_bytes), settings, bit_depth)
+    except (ImageError, LakeError) as caught:
+        error = caught
+    return Loaded(image_id, uri, image, error, _ms_since(started))
+
+
+class Inspector:
+    """Judges images with one bundle. Not thread-safe: give each thread its own.
+
+    `policy` overrides the threshold policy of every surface's detector. Raises `DataError` where a surface lacks the
+    held-out images that the policy needs.
+    """
+
+    def __init__(self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)
+        self._thresholds: dict[str, Threshold] = {
+            surface: entry.threshold(policy) for surface, entry in bundle.detectors.items()
+        }
+
+    def judge(self, image_id: str, uri: str, bit_depth: int | None = None) -> Verdict:
+        """Read, decode and decide. A bad image is a verdict "error" with its code."""
+        return self.decide(load_image(image_id, uri, self.bundle.settings.image, bit_depth))
+
+    def inspect(self, loaded: Sequence[Loaded]) -> list[Verdict]:
+        """Verdicts of loaded images, in their order."""
+        return [self.decide(one) for one in loaded]
+
+    def decide(self, loaded: Loaded) -> Verdict:
+        """Verdict of one loaded image."""
+        verdict = Verdict(
+            image_id=loaded.image_id,
+            uri=loaded.uri,
+            verdict="error",
+            bundle=self.bundle.digest,
+            decode_ms=loaded.decode_ms,
+        )
+        if loaded.image is None:
+            assert loaded.error is not None
+            return replace(verdict, error_code=loaded.error.code, error_detail=loaded.error.message)
+        started = time.perf_counter()
+        grey = loaded.image.grey()
+        route = self.route(grey)
+        verdict = replace(verdict, route_ms=_ms_since(started), **_route_fields(route))
+        if route.is_unseen:
+            return replace(verdict, verdict="unseen")
+        started = time.perf_counter()
+        detection, _ = self.detect(grey, route.surface)
+        return replace(
+            verdict,
+            verdict="defect" if detection.is_defect else "good",
+            detect_ms=_ms_since(started),
+            **_detection_fields(detection),
+        )
+
+    def threshold(self, surface: str) -> Threshold:
+        """The threshold in force for a surface's detector."""
+        return self._thresholds[surface]
+
+    def route(self, grey: NDArray[np.float32]) -> Route:
+        """SBAD's answer on a grey image, `float32 [H, W]`, black 0, white 1."""
+        return self.bundle.router.route(self._embedder.embed(grey))
+
+    def detect(self, grey: NDArray[np.float32], surface: str) -> tuple[Detection, DefectMap]:
+        """SBDD's answer on a grey image, taken for an image of `surface`, and the map it rests on.
+
+        Raises `ConfigError` for a surface that the bundle does not know.
+        """
+        entry = self.bundle.detectors.get(surface)
+        if entry is None:
+            known = ", ".join(self.bundle.surfaces)
+            raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
+        found, threshold = entry.detector.detect(grey), self._thresholds[surface]
+        is_defect = found.score > threshold.value
+        detection = Detection(
+            defect_score=found.score,
+            defect_threshold=threshold.value,
+            defect_probability=entry.platt.probability(found.score) if entry.platt else None,
+            # A good verdict carries no places: they would contradict it.
+            regions=found.regions(entry.detector.map_threshold) if is_defect else (),
+            threshold_policy=threshold.policy,
+        )
+        return detection, found
+
+
+def _route_fields(route: Route) -> dict[str, object]:
+    return {name: getattr(route, name) for name in Route.__dataclass_fields__}
+
+
+def _detection_fields(detection: Detection) -> dict[str, object]:
+    return {name: getattr(detection, name) for name in Detection.__dataclass_fields__}
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,192 @@
+"""Features -> `Route`: which seen surface, or none of them, and the class embedding that explains it.
+
+Shapes: D features, P dimensions after projection, N images in the bank, K seen surfaces, A attributes.
+
+Two scores decide (`RouterSettings.score`), both one number per seen surface, of which the smallest counts:
+- "whitened-nn": distance to the nearest training image after z-scoring, PCA and within-class whitening, divided by
+  the surface's own scale. Best of all that were measured.
+- "paper": mean squared error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2).
+The threshold is conformal on held-out images of the seen surfaces, whatever the score.
+
+One image at a time in float64 and without BLAS, so that a score does not depend on batch or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sbdzsl.calibration import Threshold, choose_threshold, conformal_p_value
+from sbdzsl.config import RouterSettings
+from sbdzsl.errors import BundleError
+from sbdzsl.verdict import Route
+
+Array = NDArray[np.float64]
+Stored = NDArray[np.float32]
+
+# Half way between "half" (0.5) and "mostly" (0.75) of the attribute table.
+STANDS_OUT = 0.625
+_NUM_NEAREST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WhitenedNeighbours:
+    """The bank of training images in a space where the spread within a surface is 1 in every direction.
+
+    `centre` [D], `projection` [D, P] (z-score, PCA and whitening in one), `bank` [N, P], `labels` [N] int64 into the
+    surfaces, `scales` [K]: how far apart a surface's own images lie.
+    """
+
+    centre: Stored
+    projection: Stored
+    bank: Stored
+    labels: NDArray[np.int64]
+    scales: Stored
+
+    def project(self, features: NDArray[np.float32]) -> Array:
+        """[D] -> [P]."""
+        return np.einsum("d,dp->p", features.astype(np.float64) - self.centre, self.projection.astype(np.float64))
+
+    def distances(self, features: NDArray[np.float32]) -> Array:
+        """[D] -> [K]: distance to the nearest image of each surface, in units of the surface's scale."""
+        squared = np.square(self.bank - self.project(features)).sum(axis=1)
+        nearest = np.full(len(self.scales), np.inf)
+        np.minimum.at(nearest, self.labels, squared)
+        return np.sqrt(nearest) / self.scales
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeReader:
+    """Encoder-2 with the scaling of its input: reads a class embedding off features.
+
+    `low` and `span` [D] map the training features to [0, 1]; other images may leave it. `hidden_weight` [H, D],
+    `hidden_bias` [H], `output_weight` [A, H], `output_bias` [A]; `class_embeddings` [K, A] are the learned CEs.
+    """
+
+    low: Stored
+    span: Stored
+    hidden_weight: Stored
+    hidden_bias: Stored
+    output_weight: Stored
+    output_bias: Stored
+    class_embeddings: Stored
+
+    def read(self, features: NDArray[np.float32]) -> Array:
+        """[D] -> a_hat [A], on the scale of the attribute table; an extrapolation for surfaces never seen."""
+        x = (features.astype(np.float64) - self.low) / self.span
+        hidden = np.einsum("hd,d->h", self.hidden_weight.astype(np.float64), x) + self.hidden_bias
+        hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+        return np.einsum("ah,h->a", self.output_weight.astype(np.float64), hidden) + self.output_bias
+
+    def distances(self, features: NDArray[np.float32]) -> Array:
+        """[D] -> [K]: dissimilarity to each learned CE, the mean squared error of eq. 4."""
+        return np.square(self.class_embeddings - self.read(features)).mean(axis=1)
+
+
+class SurfaceRouter:
+    """The fitted stage one. Immutable after construction.
+
+    `surfaces` are the K seen surfaces in the order of all per-surface arrays; `calibration_scores` are the unseen
+    scores of held-out seen images under `settings.score`, in any order. `calibrated` is the threshold at the settings'
+    false-alarm rate, with the rule and the counts that made it. Raises `DataError` (`too-few-images`) without scores.
+    """
+
+    def __init__(
+        self,
+        surfaces: Sequence[str],
+        attribute_names: Sequence[str],
+        neighbours: WhitenedNeighbours,
+        reader: AttributeReader,
+        calibration_scores: Array,
+        settings: RouterSettings,
+    ) -> None:
+        self.surfaces = tuple(surfaces)
+        self.attribute_names = tuple(attribute_names)
+        self.neighbours = neighbours
+        self.reader = reader
+        self.settings = settings
+        self.calibration_scores = np.sort(np.asarray(calibration_scores, dtype=np.float64))
+        self.calibrated = self._calibrate(settings.false_alarm_rate)
+
+    def threshold(self, false_alarm_rate: float | None = None) -> float:
+        """The score above which an image is unseen, at another rate than the one of the settings if one is given.
+
+        Where the held-out images are too few for the rate it is the threshold at the lowest rate they support;
+        `calibrated` tells which one that is for the settings' own.
+        """
+        return self.calibrated.value if false_alarm_rate is None else self._calibrate(false_alarm_rate).value
+
+    def _calibrate(self, false_alarm_rate: float) -> Threshold:
+        return choose_threshold("false-alarm-rate", self.calibration_scores, np.empty(0), false_alarm_rate)
+
+    def route(self, features: NDArray[np.float32], threshold: float | None = None) -> Route:
+        """Route one image by its features, [D] float32; `threshold` replaces the one of the settings."""
+        if not np.isfinite(features).all():
+            raise ValueError("features are not all finite: a comparison with them would call the image seen")
+        gate = self.neighbours if self.settings.score == "whitened-nn" else self.reader
+        distances = gate.distances(features)
+        order = np.argsort(distances, kind="stable")
+        score = float(distances[order[0]])
+        embedding = self.reader.read(features)
+        return Route(
+            surface=self.surfaces[order[0]],
+            surface_margin=float(distances[order[1]]) - score if len(order) > 1 else None,
+            unseen_score=score,
+            unseen_threshold=self.calibrated.value if threshold is None else threshold,
+            unseen_p_value=conformal_p_value(self.calibration_scores, score),
+            class_embedding=tuple(float(value) for value in embedding.astype(np.float32)),
+            attributes=words(embedding, self.attribute_names),
+            nearest_surfaces=tuple(self.surfaces[k] for k in order[:_NUM_NEAREST]),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All arrays by name, for a safetensors file."""
+        arrays: dict[str, NDArray[Any]] = {"calibration_scores": self.calibration_scores}
+        for prefix, part in (("neighbours", self.neighbours), ("reader", self.reader)):
+            arrays |= {f"{prefix}.{name}": getattr(part, name) for name in type(part).__slots__}
+        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+
+    def meta(self) -> dict[str, Any]:
+        """What belongs beside the tensors and the settings, as plain JSON values; `threshold` is for the reader."""
+        return {
+            "surfaces": list(self.surfaces),
+            "attribute_names": list(self.attribute_names),
+            "threshold": asdict(self.calibrated),
+        }
+
+    @classmethod
+    def from_tensors(
+        cls, settings: RouterSettings, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> SurfaceRouter:
+        """The inverse of `tensors` and `meta`: routes to the same bits. Raises `BundleError` (`damaged-bundle`)."""
+        try:
+            arrays = {name: tensors[name].numpy() for name in _TENSOR_NAMES}
+            surfaces, attribute_names = meta["surfaces"], meta["attribute_names"]
+        except KeyError as error:
+            raise BundleError("damaged-bundle", f"router: found no {error}; train and save the bundle again") from None
+        neighbours = WhitenedNeighbours(*(arrays[f"neighbours.{name}"] for name in WhitenedNeighbours.__slots__))
+        reader = AttributeReader(*(arrays[f"reader.{name}"] for name in AttributeReader.__slots__))
+        expected = len(surfaces), len(surfaces), len(attribute_names)
+        found = len(neighbours.scales), *reader.class_embeddings.shape
+        if found != expected:
+            raise BundleError("damaged-bundle", f"router: found tensors of sizes {found}, expected {expected}")
+        return cls(surfaces, attribute_names, neighbours, reader, arrays["calibration_scores"], settings)
+
+
+def words(embedding: Array, names: Sequence[str]) -> tuple[str, ...]:
+    """The attributes that stand out of a class embedding [A]: those of at least 0.625, the largest first."""
+    order = np.argsort(-embedding, kind="stable")
+    return tuple(names[index] for index in order if embedding[index] >= STANDS_OUT)
+
+
+_TENSOR_NAMES = (
+    "calibration_scores",
+    *(f"neighbours.{name}" for name in WhitenedNeighbours.__slots__),
+    *(f"reader.{name}" for name in AttributeReader.__slots__),
+)

@@ -1,0 +1,229 @@
+"""Manifests to bundle in one process: each surface's images are decoded once, for the router and for its detector.
+
+The steps are functions of their own (`load_surface`, `train_detector`, `train_router`), so that a cluster can spread them.
+Nothing of an unseen surface is read: its rows are dropped before the first image is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sbdzsl import bundle as bundles
+from sbdzsl import lake
+from sbdzsl.bundle import Bundle, SurfaceDetector
+from sbdzsl.calibration import fit_platt
+from sbdzsl.config import DetectorSettings, ImageSettings, TrainSettings
+from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
+from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
+from sbdzsl.image import decode
+from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes
+from sbdzsl.sbad.backbone import Backbone, load_backbone
+from sbdzsl.sbad.decision import SurfaceRouter
+from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbad.fit import fit_router
+from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
+
+Report = Callable[[str], None]
+
+#: Below this many training images the router cannot tell a surface's own spread from its distance to others.
+MIN_TRAIN_IMAGES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceData:
+    """What one surface brings to training. Features are `float32 [n, D]`, one row an image, groups beside them."""
+
+    surface: str
+    train: tuple[TrainingImage, ...]
+    val: tuple[TrainingImage, ...]
+    train_features: NDArray[np.float32]
+    val_features: NDArray[np.float32]
+    train_groups: tuple[str, ...]
+    skipped: tuple[str, ...]
+    assumed_good: int
+
+
+def train(
+    manifest: pa.Table,
+    out: str,
+    settings: TrainSettings,
+    seed: int = 0,
+    unseen: Sequence[str] = (),
+    backbone: str | None = None,
+    device: str = "cpu",
+    report: Report = print,
+) -> Bundle:
+    """Train both stages on the `train` rows of a manifest, calibrate on its `val` rows, write a bundle to `out`.
+
+    Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. Raises `DataError`,
+    `BundleError` ("bundle-exists") before any work, `TrainingError` at a loss that is not finite.
+    """
+    if bundles.exists(out):
+        raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
+    by_surface = training_samples(manifest, unseen)
+    attributes = load_attributes(settings.attributes)
+    trunk = load_backbone(backbone)
+    embedder = Embedder(trunk, settings.router, device)
+    detectors: dict[str, SurfaceDetector] = {}
+    collected: list[SurfaceData] = []
+    for number, (surface, samples) in enumerate(by_surface.items(), start=1):
+        data = load_surface(surface, samples, embedder, settings.image, report)
+        report(f"[{number}/{len(by_surface)}] {surface}: {_counts(data)}")
+        attributes = _with_row(attributes, data, report)
+        detectors[surface] = train_detector(data, settings.detector_for(surface), seed, device, report)
+        # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
+        collected.append(_without_pixels(data))
+    report("router: CE-VAE and VAEGAN")
+    router = train_router(collected, attributes, settings, seed)
+    provenance = {
+        "data_digest": lake.manifest_digest(manifest),
+        "seed": seed,
+        "held_out_as_unseen": sorted(unseen),
+        "images": {
+            data.surface: {"train": len(data.train_features), "val": len(data.val_features)} for data in collected
+        },
+        "skipped": {data.surface: list(data.skipped) for data in collected if data.skipped},
+        "assumed_good": {data.surface: data.assumed_good for data in collected if data.assumed_good},
+    }
+    return bundles.save(out, settings, trunk, router, detectors, provenance)
+
+
+def load_surface(
+    surface: str, samples: Sequence[Sample], embedder: Embedder, settings: ImageSettings, report: Report = print
+) -> SurfaceData:
+    """Decode and embed the train and val images of one surface.
+
+    An image that cannot be read is reported and left out. An image without a label counts as good, and is counted.
+    Raises `DataError` "too-few-images" where what is left cannot be trained on.
+    """
+    images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
+    features: dict[str, list[NDArray[np.float32]]] = {"train": [], "val": []}
+    groups: list[str] = []
+    skipped: list[str] = []
+    for sample in samples:
+        assert sample.split in images
+        try:
+            grey = decode(lake.read_bytes(sample.uri, settings.max_bytes), settings, sample.bit_depth).grey()
+        except (ImageError, LakeError) as error:
+            report(f"{surface}: left out of training: {sample.uri}: {error.code}: {error.message}")
+            skipped.append(sample.uri)
+            continue
+        defective = sample.label == "defect"
+        mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
+        images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
+        features[sample.split].append(embedder.embed(grey))
+        if sample.split == "train":
+            groups.append(sample.group or sample.image_id)
+    if len(images["train"]) < MIN_TRAIN_IMAGES or not images["val"]:
+        raise DataError(
+            "too-few-images",
+            f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation images; "
+            f"at least {MIN_TRAIN_IMAGES} and 1 are needed",
+        )
+    return SurfaceData(
+        surface=surface,
+        train=tuple(images["train"]),
+        val=tuple(images["val"]),
+        train_features=np.stack(features["train"]),
+        val_features=np.stack(features["val"]),
+        train_groups=tuple(groups),
+        skipped=tuple(skipped),
+        assumed_good=sum(sample.label is None for sample in samples),
+    )
+
+
+def train_detector(
+    data: SurfaceData, settings: DetectorSettings, seed: int, device: str = "cpu", report: Report = print
+) -> SurfaceDetector:
+    """Train one surface's SBDD and calibrate it on the surface's validation images."""
+
+    def show(progress: Progress) -> None:
+        if progress.val_ap is not None or progress.epoch == progress.epochs:
+            ap = "" if progress.val_ap is None else f", validation AP {progress.val_ap:.3f}"
+            losses = f"segmentation {progress.segmentation_loss:.3f}, decision {progress.decision_loss:.3f}"
+            report(f"  epoch {progress.epoch}/{progress.epochs}, {progress.seconds:.0f} s: {losses}{ap}")
+
+    fitted = fit_detector(data.train, data.val, settings, seed, progress=show, device=device)
+    labels = np.array([image.defective for image in data.val])
+    scores = np.array([fitted.detector.detect(image.grey).score for image in data.val], dtype=np.float64)
+    entry = SurfaceDetector(
+        detector=fitted.detector,
+        settings=fitted.detector.settings,
+        good_scores=scores[~labels],
+        defect_scores=scores[labels],
+        platt=fit_platt(scores[~labels], scores[labels]),
+    )
+    threshold = entry.threshold()
+    if threshold.promised_rate is not None and threshold.promised_rate > settings.false_alarm_rate:
+        report(
+            f"  {data.surface}: {threshold.num_good} held-out good images support a false-alarm rate of "
+            f"{threshold.promised_rate:.1%}, not the {settings.false_alarm_rate:.1%} asked for"
+        )
+    return entry
+
+
+def train_router(
+    surfaces: Sequence[SurfaceData], attributes: AttributeTable, settings: TrainSettings, seed: int
+) -> SurfaceRouter:
+    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features."""
+    return fit_router(
+        features=np.concatenate([data.train_features for data in surfaces]),
+        surfaces=[data.surface for data in surfaces for _ in data.train_features],
+        calibration_features=np.concatenate([data.val_features for data in surfaces]),
+        calibration_surfaces=[data.surface for data in surfaces for _ in data.val_features],
+        attributes=attributes,
+        settings=settings.router,
+        seed=seed,
+        groups=[group for data in surfaces for group in data.train_groups],
+    )
+
+
+def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, list[Sample]]:
+    samples = samples_from_table(manifest)
+    known = sorted({sample.surface for sample in samples if sample.surface})
+    strangers = sorted(set(unseen) - set(known))
+    if strangers:
+        raise DataError("bad-manifest", f"--unseen names {strangers}; the manifests hold {known}")
+    nameless = [sample.uri for sample in samples if sample.surface is None or sample.split is None]
+    if nameless:
+        raise DataError(
+            "bad-manifest",
+            f"{len(nameless)} rows have no surface or no split, such as {nameless[0]}; make the manifest by `sbdzsl ingest`",
+        )
+    by_surface: dict[str, list[Sample]] = {name: [] for name in known if name not in set(unseen)}
+    for sample in samples:
+        if sample.surface in by_surface and sample.split in ("train", "val"):
+            by_surface[sample.surface].append(sample)
+    if not by_surface:
+        raise DataError("too-few-images", "no surface is left to learn: all of them are named by --unseen")
+    return by_surface
+
+
+def _with_row(attributes: AttributeTable, data: SurfaceData, report: Report) -> AttributeTable:
+    """The table with a row for this surface: a surface that nobody has annotated is measured, and that is said."""
+    if data.surface in attributes.surfaces:
+        return attributes
+    row = measure_attributes([image.grey for image in data.train], [image.mask for image in data.train])
+    report(f"  {data.surface}: not in the attribute table; its class embedding is measured from the training images")
+    return attributes.with_row(data.surface, row)
+
+
+def _without_pixels(data: SurfaceData) -> SurfaceData:
+    return SurfaceData(
+        data.surface, (), (), data.train_features, data.val_features, data.train_groups, data.skipped, data.assumed_good
+    )
+
+
+def _counts(data: SurfaceData) -> str:
+    parts = []
+    for name, images in (("training", data.train), ("validation", data.val)):
+        defective = sum(image.defective for image in images)
+        masked = sum(image.mask is not None for image in images)
+        parts.append(f"{name} {len(images) - defective} good, {defective} defective ({masked} with mask)")
+    unlabelled = f"; {data.assumed_good} without label taken as good" if data.assumed_good else ""
+    return "; ".join(parts) + unlabelled

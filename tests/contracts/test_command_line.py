@@ -1,0 +1,32 @@
+"""The commands that others script against. Growing this list is a decision; changing it breaks somebody."""
+
+import typer
+
+from sbdzsl.cli import app
+
+COMMANDS = {
+    "ingest": {"--adapter", "--source", "--out", "--surface", "--fold", "--folds", "--seed"},
+    "train": {"--manifest", "--bundle", "--backbone", "--unseen", "--config", "--seed", "--device"},
+    "evaluate": {"--bundle", "--manifest", "--out", "--verdicts", "--policy", "--device"},
+    "inspect": {"images", "--bundle", "--json", "--overlay", "--policy", "--device"},
+    "audit": {"--bundle", "--lake", "--manifest", "--out", "--config", "--policy", "--address"},
+    "datasets list": set(),
+    "datasets synthetic": {"--out", "--images", "--size", "--seed"},
+    "datasets mix": {"--manifest", "--out", "--unseen", "--seed"},
+}
+
+
+def test_the_command_line_is_the_one_promised() -> None:
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for full, leaf in (
+            {f"{name} {sub}": leaf for sub, leaf in command.commands.items()}.items()
+            if hasattr(command, "commands")
+            else [(name, command)]
+        ):
+            found[full] = {parameter.opts[0] for parameter in leaf.params} - {"--help"}
+            assert leaf.help, f"{full} has no help"
+            undescribed = [p.opts[0] for p in leaf.params if not getattr(p, "help", None)]
+            assert not undescribed, f"{full}: no help for {undescribed}"
+    assert found == COMMANDS

@@ -1,0 +1,83 @@
+"""The two tables and the error codes: a public contract, frozen here."""
+
+from sbdzsl import errors
+from sbdzsl.lake import MANIFEST_SCHEMA
+from sbdzsl.verdict import VERDICT_SCHEMA
+
+MANIFEST = {
+    "image_id": "string",
+    "uri": "string",
+    "size_bytes": "int64",
+    "etag": "string",
+    "modified_at": "timestamp[us, tz=UTC]",
+    "surface": "string",
+    "label": "string",
+    "mask_uri": "string",
+    "mask_kind": "string",
+    "group": "string",
+    "split": "string",
+    "bit_depth": "int16",
+}
+
+VERDICT = {
+    "image_id": "string",
+    "uri": "string",
+    "verdict": "string",
+    "surface": "string",
+    "surface_margin": "double",
+    "unseen_score": "double",
+    "unseen_threshold": "double",
+    "unseen_p_value": "double",
+    "defect_score": "double",
+    "defect_threshold": "double",
+    "defect_probability": "double",
+    "regions": "list<element: struct<x: int32, y: int32, width: int32, height: int32, area_px: int32, score: float>>",
+    "class_embedding": "list<element: float>",
+    "attributes": "list<element: string>",
+    "nearest_surfaces": "list<element: string>",
+    "threshold_policy": "string",
+    "error_code": "string",
+    "error_detail": "string",
+    "bundle": "string",
+    "inspected_at": "timestamp[us, tz=UTC]",
+    "decode_ms": "float",
+    "route_ms": "float",
+    "detect_ms": "float",
+}
+
+CODES = {
+    "ImageError": {
+        "empty",
+        "unreadable",
+        "truncated",
+        "unsupported-format",
+        "too-large",
+        "too-small",
+        "depth-mismatch",
+    },
+    "LakeError": {"not-found", "forbidden", "no-images", "unreachable", "unsupported-store", "already-exists"},
+    "DataError": {"bad-layout", "bad-manifest", "bad-mask", "bad-attributes", "too-few-images"},
+    "ConfigError": {"bad-config"},
+    "BundleError": {"no-bundle", "bundle-exists", "damaged-bundle", "wrong-version", "unsafe-file"},
+    "TrainingError": {"not-finite", "weights-missing"},
+    "AuditError": {"other-audit", "no-resources", "incomplete", "stalled"},
+}
+
+
+def test_manifest_schema() -> None:
+    assert {field.name: str(field.type) for field in MANIFEST_SCHEMA} == MANIFEST
+    assert [field.name for field in MANIFEST_SCHEMA if not field.nullable] == ["image_id", "uri"]
+
+
+def test_verdict_schema() -> None:
+    assert {field.name: str(field.type).replace("item:", "element:") for field in VERDICT_SCHEMA} == VERDICT
+    required = [field.name for field in VERDICT_SCHEMA if not field.nullable]
+    assert required == ["image_id", "uri", "verdict", "bundle", "inspected_at"]
+
+
+def test_error_codes_and_exit_codes() -> None:
+    kinds = {kind.__name__: kind for kind in errors.SbdzslError.__subclasses__()}
+    assert {name: set(kind.CODES) for name, kind in kinds.items()} == CODES
+    assert {name: kind.exit_code for name, kind in kinds.items()} == {
+        name: 2 if name in ("DataError", "ConfigError") else 1 for name in CODES
+    }

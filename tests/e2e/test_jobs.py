@@ -1,0 +1,109 @@
+"""The audit as a user runs it on a cluster: by `ray job submit`, and killed in the middle."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sbdzsl import lake
+from tests.conftest import Trained
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+HEAD = """
+import json, ray, sys
+context = ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=True,
+                   dashboard_port=int(sys.argv[1]), log_to_driver=False, logging_level="error")
+print(json.dumps({"dashboard": context.dashboard_url, "gcs": context.address_info["gcs_address"]}), flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running cluster of this machine: where jobs are submitted, and where drivers connect."""
+
+    dashboard: str
+    gcs: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The cluster runs `python` of the job's entry point: it has to be this environment's.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD, str(port)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    found = json.loads(process.stdout.readline())
+    yield Head(f"http://{found['dashboard']}", found["gcs"], environment)
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+
+
+def num_rows(out: Path) -> int:
+    return pl.read_parquet(out / "parts" / "*.parquet", columns=["image_id"])["image_id"].n_unique()
+
+
+def test_ray_job_submit(head: Head, trained: Trained, tmp_path: Path) -> None:
+    short = str(tmp_path / "short.parquet")
+    lake.write_manifest(trained.manifest.slice(0, 24), short)
+    out = tmp_path / "out"
+    words = ["python", "jobs/audit.py", "--bundle", trained.bundle_url, "--manifest", short, "--out", str(out)]
+    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(REPOSITORY), "--"]
+    done = subprocess.run([*submit, *words], env=head.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert num_rows(out) == 24
+    assert "24 images, 24 rows, none missing, none doubled" in done.stdout
+    assert (out / "report.html").exists()
+
+
+def test_a_killed_audit_goes_on_where_it_was(head: Head, trained: Trained, tmp_path: Path) -> None:
+    big, out = str(tmp_path / "big.parquet"), tmp_path / "out"
+    rows = trained.manifest.to_pylist()
+    many = [row | {"image_id": f"{row['image_id']}-{copy}"} for copy in range(8) for row in rows]
+    lake.write_manifest(type(trained.manifest).from_pylist(many, schema=trained.manifest.schema), big)
+    config = tmp_path / "audit.yaml"
+    config.write_text("shard_size: 40\ngallery_size: 0\n")
+    words = ["--bundle", trained.bundle_url, "--manifest", big, "--out", str(out), "--config", str(config)]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "audit.py"), *words, "--address", head.gcs]
+    environment = head.environment | {"PYTHONPATH": str(REPOSITORY)}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("parts/part-*.parquet"))) < 3:
+        assert first.poll() is None, "the audit ended before it could be killed"
+        assert time.monotonic() < deadline, "no shard was finished in two minutes"
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("parts/part-*.parquet")}
+    assert len(finished) * 40 < len(many), "the kill came too late to show anything"
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "resuming" in second.stdout
+    assert num_rows(out) == len(many)
+    assert pl.read_parquet(out / "parts" / "*.parquet").height == len(many)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished part was written again"

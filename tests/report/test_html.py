@@ -1,0 +1,255 @@
+"""The page: self-contained, harmless, complete, and the same each time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from sbdzsl.errors import ImageError, LakeError
+from sbdzsl.report import AuditFacts, GalleryImage, Summary, write_report
+from sbdzsl.report.html import ADVICE
+from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_verdicts
+
+TABLE = draw_verdicts(2000, seed=7)
+VOID = {"meta", "img", "br", "path", "use", "rect"}
+HOSTILE = "<script>alert(1)</script>\"><img src=https://evil.example/x onerror='alert(1)'>{{ 7 * 7 }}&lt;"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; fails where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, *names: str) -> list[str]:
+        return [value for _, name, value in self.attributes if name in names]
+
+
+def _picture(row: Mapping[str, Any]) -> GalleryImage | None:
+    return GalleryImage(b"not looked into", "image/png", ("8 bit",))
+
+
+def _report(table: pa.Table, folder: Path, **facts: Any) -> tuple[Page, Summary]:
+    summary = write_report(pl.from_arrow(table).lazy(), draw_facts(table, **facts), str(folder), _picture, 3)
+    return Page((folder / "report.html").read_text(encoding="utf-8")), summary
+
+
+def _with(table: pa.Table, **columns: object) -> pa.Table:
+    """The table with whole columns set to one value."""
+    for name, value in columns.items():
+        field = table.schema.field(name)
+        column = pa.array([value] * table.num_rows, field.type)
+        table = table.set_column(table.schema.get_field_index(name), field, column)
+    return table
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def report(out: Path) -> tuple[Page, Summary]:
+    return _report(TABLE, out)
+
+
+def test_nothing_comes_from_elsewhere(report: tuple[Page, Summary], out: Path) -> None:
+    page, _ = report
+    links = page.values("src", "href", "xlink:href", "action", "srcset", "data")
+    assert all(link.startswith(("#", "data:image/png;base64,")) or link == "alerts.csv" for link in links)
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\((?!#)|https?://|@import|@font-face", text)
+    assert not page.tags.keys() & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert "default-src 'none'" in text
+
+
+def test_the_page_is_sound(report: tuple[Page, Summary]) -> None:
+    page, _ = report
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href", "xlink:href") if link.startswith("#")} <= set(ids)
+    assert (
+        len([1 for tag, name, value in page.attributes if (tag, name) == ("img", "alt") and value]) == page.tags["img"]
+    )
+    assert page.tags["h1"] == page.tags["main"] == 1
+
+
+def test_the_page_says_what_was_counted(report: tuple[Page, Summary]) -> None:
+    page, summary = report
+    counted = Counter(TABLE["verdict"].to_pylist())
+    assert {kind: getattr(summary.counts, kind) for kind in KINDS} == counted
+    assert summary.sentence in page.text
+    for expected in [f"{counted[kind]:,}" for kind in KINDS] + [s.surface for s in summary.surfaces]:
+        assert expected in page.text
+    assert page.tags["svg"] == len(summary.surfaces) + 1
+    for fact in ("sha256-4f0c2a6be1d9", "line-3 v12", "2026-11-02 06:41:07 UTC", "41 min 07 s", "84.0"):
+        assert fact in page.text
+
+
+def test_every_error_code_stands_with_its_advice(report: tuple[Page, Summary]) -> None:
+    page, _ = report
+    for code in ERROR_CODES:
+        assert code in page.words
+        assert ADVICE[code][1] in page.text
+
+
+def test_every_code_that_an_image_can_have_has_advice() -> None:
+    assert ImageError.CODES.keys() | {"not-found", "forbidden", "unreachable"} == ADVICE.keys()
+
+
+def test_summary_and_list_stand_beside_the_page(report: tuple[Page, Summary], out: Path) -> None:
+    page, summary = report
+    assert Summary.from_json(json.loads((out / "summary.json").read_text(encoding="utf-8"))) == summary
+    listed = (out / "alerts.csv").read_bytes()
+    assert listed.count(b"\n") - 1 == summary.counts.total - summary.counts.good
+    assert hashlib.sha256(listed).hexdigest() in page.text
+    assert sorted(path.name for path in out.iterdir()) == ["alerts.csv", "report.html", "summary.json"]
+
+
+def test_same_rows_same_bytes(report: tuple[Page, Summary], out: Path, tmp_path: Path) -> None:
+    del report
+    _report(TABLE, tmp_path)
+    for name in ("summary.json", "alerts.csv", "report.html"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    lists = {"nearest_surfaces": [HOSTILE], "attributes": [HOSTILE]}
+    texts = dict.fromkeys(["uri", "surface", "threshold_policy", "error_code", "error_detail"], HOSTILE)
+    names: dict[str, Any] = dict.fromkeys(["lake", "out", "bundle", "bundle_name"], HOSTILE)
+    table = _with(draw_verdicts(200), **texts, **lists)
+    page, _ = _report(table, tmp_path, missing=(HOSTILE,), num_missing=1, **names)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.tags["script"] == 0
+    assert page.tags["img"] == 6
+    assert "<script" not in text
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert HOSTILE in page.text
+
+
+def test_characters_that_hide_or_turn_text_are_written_out(tmp_path: Path) -> None:
+    page, _ = _report(_with(draw_verdicts(200), uri="s3://lake/part\u202egnp.exe\x00"), tmp_path)
+    assert "part\\u202egnp.exe\\u0000" in page.text
+    assert "\u202e" not in page.text
+
+
+def test_the_gallery_is_bounded_and_shows_what_is_gone(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def gallery(row: Mapping[str, Any]) -> GalleryImage | None:
+        asked.append(row["verdict"])
+        return None
+
+    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), gallery, 4)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert asked == ["defect"] * 4 + ["unseen"] * 4
+    assert page.text.count("can no longer be read") == 8
+    assert page.tags["img"] == 0
+
+
+def test_figures_are_written_before_pictures_are_asked_for(tmp_path: Path) -> None:
+    def gallery(row: Mapping[str, Any]) -> GalleryImage | None:
+        raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError):
+        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), gallery, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alerts.csv", "summary.json"]
+
+
+def test_a_picture_of_another_kind_is_refused(tmp_path: Path) -> None:
+    svg = GalleryImage(b"<svg onload=alert(1)>", "image/svg+xml")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="image/svg"):
+        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), lambda row: svg, 1)
+
+
+@pytest.mark.parametrize("shares", [(0, 0, 0, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)])
+@pytest.mark.parametrize("num_images", [0, 1, 30])
+def test_lopsided_tables(shares: tuple[float, float, float, float], num_images: int, tmp_path: Path) -> None:
+    table = draw_verdicts(num_images, surfaces=("carpet",), shares=shares)
+    page, summary = _report(table, tmp_path, images_per_second=None)
+    assert summary.counts.total == num_images
+    assert "nan" not in page.text.lower().split()
+    assert "None" not in page.text.split()
+    assert "nothing was left to judge" in page.text
+
+
+def test_what_is_not_given_is_a_dash(tmp_path: Path) -> None:
+    missing = dict.fromkeys(
+        [
+            "defect_score",
+            "defect_threshold",
+            "defect_probability",
+            "threshold_policy",
+            "regions",
+            "attributes",
+            "unseen_score",
+            "unseen_threshold",
+            "unseen_p_value",
+            "nearest_surfaces",
+            "decode_ms",
+            "route_ms",
+        ]
+    )
+    page, summary = _report(_with(TABLE, **missing), tmp_path, unseen_budget=None, defect_budget=None)
+    assert summary.unseen.rate.of == 0
+    assert page.tags["svg"] == 0
+    assert page.words.count("–") > 20
+    assert "None" not in page.text.split()
+
+
+def test_an_incomplete_audit_says_so_first(tmp_path: Path) -> None:
+    page, _ = _report(TABLE, tmp_path, missing=("0123456789ab",), num_missing=12)
+    assert "Not complete" in page.text
+    assert "0123456789ab" in page.text
+    assert "the first 1 of 12" in page.text
+
+
+def test_any_store_will_do() -> None:
+    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), "memory://audits/one/", _picture, 1)
+    store = fsspec.filesystem("memory")
+    assert store.cat_file("/audits/one/report.html").startswith(b"<!DOCTYPE html>")
+    store.rm("/audits", recursive=True)
+
+
+def test_a_folder_that_cannot_be_written_is_a_lake_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    facts: AuditFacts = draw_facts(TABLE)
+    with pytest.raises(LakeError) as error:
+        write_report(pl.from_arrow(TABLE).lazy(), facts, str(tmp_path / "file"), _picture, 1)
+    assert error.value.code == "unreachable"
+    assert str(tmp_path / "file") in error.value.message

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sbdzsl import evaluation, lake
+from sbdzsl.calibration import conformal_p_value
+from sbdzsl.errors import ConfigError
+from sbdzsl.inspector import Inspector, load_image
+from sbdzsl.verdict import Verdict, to_parquet, verdict_table
+from tests.conftest import UNSEEN, Trained
+from tests.hostile import hostile_files
+
+#: Fields that depend on the clock and not on the image.
+CLOCKED = {"inspected_at", "decode_ms", "route_ms", "detect_ms"}
+
+
+def timeless(verdict: Verdict) -> dict[str, object]:
+    return {name: value for name, value in verdict.to_row().items() if name not in CLOCKED}
+
+
+def test_a_verdict_follows_from_its_scores_and_thresholds(trained: Trained) -> None:
+    inspector = Inspector(trained.bundle)
+    kinds = set()
+    for row in trained.manifest.to_pylist():
+        verdict = inspector.judge(row["image_id"], row["uri"])
+        kinds.add(verdict.verdict)
+        assert verdict.unseen_score is not None
+        assert verdict.unseen_threshold is not None
+        assert (verdict.verdict == "unseen") == (verdict.unseen_score > verdict.unseen_threshold)
+        if verdict.verdict == "unseen":
+            assert verdict.defect_score is None
+            assert verdict.regions == ()
+        else:
+            assert verdict.defect_score is not None
+            assert verdict.defect_threshold is not None
+            assert (verdict.verdict == "defect") == (verdict.defect_score > verdict.defect_threshold)
+        assert len(verdict.class_embedding) == len(trained.bundle.router.attribute_names)
+        assert verdict.bundle == trained.bundle.digest
+        assert verdict.describe()
+        height, width = 128, 128
+        for region in verdict.regions:
+            assert 0 <= region.x < region.x + region.width <= width
+            assert 0 <= region.y < region.y + region.height <= height
+    assert kinds >= {"good", "defect", "unseen"}
+
+
+def test_the_verdict_does_not_depend_on_what_came_before(trained: Trained) -> None:
+    rows = trained.manifest.to_pylist()[:12]
+    inspector = Inspector(trained.bundle)
+    forward = {row["image_id"]: inspector.judge(row["image_id"], row["uri"]) for row in rows}
+    for row in reversed(rows):
+        again = inspector.judge(row["image_id"], row["uri"])
+        assert timeless(again) == timeless(forward[row["image_id"]])
+
+
+def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> None:
+    inspector = Inspector(trained.bundle)
+    figures, verdicts = evaluation.evaluate(trained.bundle, trained.manifest)
+    assert figures["num_images"] == len(verdicts) > 0
+    for verdict in verdicts:
+        assert timeless(verdict) == timeless(inspector.judge(verdict.image_id, verdict.uri))
+
+
+def test_hostile_files_get_a_verdict_or_a_code_and_never_a_crash(trained: Trained, tmp_path: Path) -> None:
+    inspector = Inspector(trained.bundle)
+    files = hostile_files(tmp_path)
+    assert len(files) >= 30
+    verdicts = []
+    for file in files:
+        verdict = inspector.judge(file.name, str(tmp_path / file.name), file.bit_depth)
+        verdicts.append(verdict)
+        if isinstance(file.expected, str):
+            assert (verdict.verdict, verdict.error_code) == ("error", file.expected), file.name
+        else:
+            assert verdict.verdict in ("good", "defect", "unseen"), f"{file.name}: {verdict.error_detail}"
+    assert verdict_table(verdicts).num_rows == len(files)
+
+
+def test_a_missing_file_is_a_row(trained: Trained, tmp_path: Path) -> None:
+    verdict = Inspector(trained.bundle).judge("x", str(tmp_path / "gone.png"))
+    assert (verdict.verdict, verdict.error_code) == ("error", "not-found")
+    assert verdict.result_evaluation == 0
+
+
+def test_another_policy_moves_the_threshold_and_not_the_score(trained: Trained) -> None:
+    row = next(row for row in trained.manifest.to_pylist() if row["surface"] != UNSEEN)
+    loaded = load_image(row["image_id"], row["uri"], trained.bundle.settings.image)
+    assert loaded.image is not None
+    found = {
+        policy: Inspector(trained.bundle, policy).detect(loaded.image.grey(), row["surface"])[0]
+        for policy in ("false-alarm-rate", "max-f1", "zero-misses")
+    }
+    assert len({one.defect_score for one in found.values()}) == 1
+    assert {one.threshold_policy for one in found.values()} == set(found)
+
+
+def test_a_surface_the_bundle_does_not_know_is_refused(trained: Trained) -> None:
+    with pytest.raises(ConfigError, match="brushed_steel"):
+        Inspector(trained.bundle).detect(np.zeros((128, 128), np.float32), UNSEEN)
+
+
+def test_the_p_value_is_the_rank_among_calibration_images(trained: Trained) -> None:
+    row = trained.manifest.to_pylist()[0]
+    verdict = Inspector(trained.bundle).judge(row["image_id"], row["uri"])
+    assert verdict.unseen_p_value is not None
+    assert verdict.unseen_score is not None
+    expected = conformal_p_value(trained.bundle.router.calibration_scores, verdict.unseen_score)
+    assert verdict.unseen_p_value == pytest.approx(expected)
+
+
+def test_rows_survive_the_table(trained: Trained, tmp_path: Path) -> None:
+    row = trained.manifest.to_pylist()[0]
+    verdict = Inspector(trained.bundle).judge(row["image_id"], row["uri"])
+    lake.write_bytes(str(tmp_path / "v.parquet"), to_parquet([verdict]))
+    back = pq.read_table(tmp_path / "v.parquet").to_pylist()[0]
+    assert back["defect_score"] == verdict.defect_score
+    assert back["unseen_score"] == verdict.unseen_score
+    assert back["inspected_at"] == verdict.inspected_at

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sbdzsl import training
+from sbdzsl.config import TrainSettings
+from sbdzsl.errors import DataError
+from sbdzsl.sbad.backbone import load_backbone
+from sbdzsl.sbad.embedding import Embedder
+from tests.conftest import SEEN, SMALL, Trained
+
+
+def rows_of(manifest: pa.Table, surface: str) -> pa.Table:
+    return manifest.filter(np.array([row["surface"] == surface for row in manifest.to_pylist()]))
+
+
+def changed(manifest: pa.Table, **values: object) -> pa.Table:
+    return pa.Table.from_pylist([row | values for row in manifest.to_pylist()], schema=manifest.schema)
+
+
+def test_an_unreadable_training_image_is_reported_and_left_out(trained: Trained, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    table = rows_of(trained.manifest, SEEN[0])
+    first = next(row for row in table.to_pylist() if row["split"] == "train")
+    table = pa.concat_tables(
+        [table, changed(table.slice(0, 1), **(first | {"image_id": "broken", "uri": str(broken)}))]
+    )
+    samples = training.training_samples(table, ())[SEEN[0]]
+    lines: list[str] = []
+    embedder = Embedder(load_backbone(), SMALL.router)
+    data = training.load_surface(SEEN[0], samples, embedder, SMALL.image, lines.append)
+    assert data.skipped == (str(broken),)
+    assert len(lines) == 1
+    assert "unsupported-format" in lines[0]
+    assert len(data.train) == len(data.train_features) == len(data.train_groups)
+
+
+def test_naming_an_unknown_unseen_surface_is_an_error(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="marble") as caught:
+        training.train(trained.manifest, str(tmp_path / "b"), SMALL, unseen=("marble",), report=lambda _: None)
+    assert SEEN[0] in caught.value.message
+
+
+def test_a_manifest_without_splits_is_an_error(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="sbdzsl ingest"):
+        training.train(changed(trained.manifest, split=None), str(tmp_path / "b"), SMALL, report=lambda _: None)
+
+
+def test_too_few_images_are_an_error_that_counts_them(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 readable training") as caught:
+        few = rows_of(trained.manifest, SEEN[0])
+        few = few.filter(np.array([row["split"] == "train" for row in few.to_pylist()])).slice(0, 3)
+        training.train(few, str(tmp_path / "b"), SMALL, report=lambda _: None)
+    assert caught.value.code == "too-few-images"
+
+
+def test_settings_of_one_surface_lie_over_the_common_ones() -> None:
+    settings = TrainSettings(surfaces={"a": {"epochs": 3}})
+    assert settings.detector_for("a").epochs == 3
+    assert settings.detector_for("b") == settings.detector
