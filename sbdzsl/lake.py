@@ -85,9 +85,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         found, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise LakeError(
-            "unsupported-store", f"{url}: {error}; expected a path, s3://, or a store fsspec knows"
-        ) from None
+        raise LakeError("unsupported-store", f"{url}: {error}; expected a path, s3://, or a store fsspec knows") from None
     return found, path
 
 
