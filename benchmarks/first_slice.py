@@ -1,7 +1,7 @@
 """The figures of the first slice on real images: detectors, router, latency.
 
-    python benchmarks/first_slice.py detectors   DAGM class 1 (three seeds) and KolektorSDD (three folds): AP, FP, FN, minutes
-    python benchmarks/first_slice.py routing     one bundle of three surfaces, audited over them and 22 unseen ones: S, U, H
+    python benchmarks/first_slice.py detectors   DAGM class 1 (three seeds), KolektorSDD (three folds): AP, FP, FN
+    python benchmarks/first_slice.py routing     a bundle of three surfaces over them and 22 unseen ones: S, U, H
     python benchmarks/first_slice.py latency     `inspect` of one 512x512 image in one process
 
 Without an argument all three. Needs the shared images (SBDZSL_SHARED). About 40 minutes on two cores.
@@ -104,7 +104,7 @@ def routing(work: Path) -> None:
         "cosine 1-NN": cosine_baseline(bundle, seen, audited),
     }
     for name in ("whitened-nn", "cosine 1-NN"):
-        print(name, {key: value for key, value in study[name].items()})
+        print(name, study[name])
     record("routing", study)
 
 

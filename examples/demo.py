@@ -1,7 +1,7 @@
-"""The main job from start to end on drawn images: lake, training, audit, report, and a count against the known truth.
+"""The main job from start to end on drawn images: lake, training, audit, report, and a count against the truth.
 
-Run by `make demo`. Every step but the last is a command of `sbdzsl` that is printed before it runs; what it needs of real data
-is nothing, so the figures say only that the system works, not how well it does on your surfaces.
+Run by `make demo`. Every step but the last is a command of `sbdzsl` that is printed before it runs. The images are
+drawn, so the figures say that the system works, not how well it does on your surfaces.
 """
 
 from __future__ import annotations

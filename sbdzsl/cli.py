@@ -1,7 +1,7 @@
 """`sbdzsl <verb>`: each verb parses its arguments and calls one function of the library.
 
-Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped by a limit, 130 interrupted. Lines for people go to
-standard error where standard output carries data.
+Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped by a limit, 130 interrupted. Errors go to
+standard error; standard output carries what was asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,9 @@ datasets_app = typer.Typer(
     no_args_is_help=True, help="Draw the synthetic lake, build DAGM_MIX, list the layouts known."
 )
 app.add_typer(datasets_app, name="datasets")
+
+#: Typer keeps its command parser private; this is the parent of the errors that it makes public.
+_UsageError: Any = typer.BadParameter.__base__
 
 _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -191,12 +193,15 @@ def audit(
         address=address,
         report=lambda line: _out.print(line, markup=False),
     )
-    table = Table("surface", "good", "defect", "unseen", "error")
-    for row in result.summary.table_rows():
-        table.add_row(*row)
+    table = Table("surface", "good", "defective", "unseen, nearest to it")
+    for row in result.summary.surfaces:
+        table.add_row(row.surface, f"{row.good:,}", f"{row.defect:,}", f"{row.unseen_nearest:,}")
     _out.print(table)
+    for error in result.summary.errors:
+        _out.print(f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}", markup=False)
     if not result.num_judged:
         _out.print("nothing to do: this audit was finished before; its report was written again")
+    _out.print(result.summary.sentence, markup=False)
     proof = result.reconciliation
     _out.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
     _out.print(f"report: {result.report_uri}", markup=False)
@@ -240,7 +245,7 @@ def datasets_mix(
     from sbdzsl.datasets import mix
 
     samples = datasets.samples_from_table(lake.read_manifests(manifest))
-    mixed = mix.write_mix(mix.build_mix(samples, unseen, seed), out)
+    mixed = mix.augment_mix(mix.build_mix(samples, unseen, seed), out, seed)
     target = lake.join(out, "manifest.parquet")
     lake.write_manifest(datasets.samples_to_table(mixed), target)
     _out.print(f"{len(mixed):,} images -> {target}", markup=False)
@@ -261,10 +266,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SbdzslError as error:
         _err.print(f"error: {error.code}: {error.message}", markup=False)
         return error.exit_code
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
         return 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _err.print("interrupted")
         return 130
     return 0

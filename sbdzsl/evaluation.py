@@ -77,7 +77,7 @@ def evaluate(
 def _judge(inspector: Inspector, sample: Sample) -> Judged:
     loaded = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth)
     verdict = inspector.decide(loaded)
-    if loaded.image is None or sample.surface not in inspector.bundle.detectors:
+    if loaded.image is None or sample.surface is None or sample.surface not in inspector.bundle.detectors:
         return Judged(sample, verdict, None)
     if verdict.surface == sample.surface and verdict.defect_score is not None:
         return Judged(sample, verdict, verdict.defect_score)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from PIL import ImageOps
+from PIL import ImageOps, TiffImagePlugin
 
 from sbdzsl.config import ImageSettings
 from sbdzsl.errors import ImageError
@@ -178,7 +178,7 @@ def _format(header: PIL.Image.Image) -> str:
 
 def _pixels(data: bytes, header: PIL.Image.Image) -> tuple[NDArray[Any], int]:
     """Pixels, and bits a sample (8, 10, 12, 14, 16; 32 for float). What OpenCV would change is put right."""
-    tags = header.tag_v2 if isinstance(header, PIL.TiffImagePlugin.TiffImageFile) else {}
+    tags = header.tag_v2 if isinstance(header, TiffImagePlugin.TiffImageFile) else {}
     stored_bits = tags.get(_BITS_PER_SAMPLE, (None,))[0]
     if header.mode == "RGBA" and stored_bits == 8 and _STRAIGHT_ALPHA in tags.get(_EXTRA_SAMPLES, ()):
         # OpenCV multiplies the colour by alpha here, also with `IMREAD_UNCHANGED`; Pillow does not.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ class Inspector:
         started = time.perf_counter()
         grey = loaded.image.grey()
         route = self.route(grey)
-        verdict = replace(verdict, route_ms=_ms_since(started), **_route_fields(route))
+        verdict = replace(verdict, route_ms=_ms_since(started), **_fields(route))
         if route.is_unseen:
             return replace(verdict, verdict="unseen")
         started = time.perf_counter()
@@ -95,7 +96,7 @@ class Inspector:
             verdict,
             verdict="defect" if detection.is_defect else "good",
             detect_ms=_ms_since(started),
-            **_detection_fields(detection),
+            **_fields(detection),
         )
 
     def threshold(self, surface: str) -> Threshold:
@@ -128,12 +129,9 @@ class Inspector:
         return detection, found
 
 
-def _route_fields(route: Route) -> dict[str, object]:
-    return {name: getattr(route, name) for name in Route.__dataclass_fields__}
-
-
-def _detection_fields(detection: Detection) -> dict[str, object]:
-    return {name: getattr(detection, name) for name in Detection.__dataclass_fields__}
+def _fields(answer: Route | Detection) -> dict[str, Any]:
+    """The fields of a stage's answer; a verdict has fields of the same names."""
+    return {field.name: getattr(answer, field.name) for field in fields(answer)}
 
 
 def _ms_since(started: float) -> float:

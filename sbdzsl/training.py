@@ -1,7 +1,7 @@
 """Manifests to bundle in one process: each surface's images are decoded once, for the router and for its detector.
 
-The steps are functions of their own (`load_surface`, `train_detector`, `train_router`), so that a cluster can spread them.
-Nothing of an unseen surface is read: its rows are dropped before the first image is opened.
+The steps are functions of their own (`load_surface`, `train_detector`, `train_router`), so that a cluster can spread
+them. Nothing of an unseen surface is read: its rows are dropped before the first image is opened.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sbdzsl.config import DetectorSettings, ImageSettings, TrainSettings
 from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
 from sbdzsl.image import decode
-from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes
-from sbdzsl.sbad.backbone import Backbone, load_backbone
+from sbdzsl.sbad.attributes import AttributeTable, measure_attributes, parse_attributes, standard_attributes
+from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_router
@@ -66,7 +66,7 @@ def train(
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
     by_surface = training_samples(manifest, unseen)
-    attributes = load_attributes(settings.attributes)
+    attributes = _attribute_table(settings.attributes)
     trunk = load_backbone(backbone)
     embedder = Embedder(trunk, settings.router, device)
     detectors: dict[str, SurfaceDetector] = {}
@@ -81,7 +81,7 @@ def train(
     report("router: CE-VAE and VAEGAN")
     router = train_router(collected, attributes, settings, seed)
     provenance = {
-        "data_digest": lake.manifest_digest(manifest),
+        "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
         "seed": seed,
         "held_out_as_unseen": sorted(unseen),
         "images": {
@@ -122,8 +122,8 @@ def load_surface(
     if len(images["train"]) < MIN_TRAIN_IMAGES or not images["val"]:
         raise DataError(
             "too-few-images",
-            f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation images; "
-            f"at least {MIN_TRAIN_IMAGES} and 1 are needed",
+            f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation "
+            f"images; at least {MIN_TRAIN_IMAGES} and 1 are needed",
         )
     return SurfaceData(
         surface=surface,
@@ -184,6 +184,11 @@ def train_router(
 
 
 def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, list[Sample]]:
+    """Train and val rows of the seen surfaces, by surface.
+
+    Raises `DataError`: "bad-manifest" for an unseen surface that is not there or rows without surface or split,
+    "too-few-images" if no surface is left.
+    """
     samples = samples_from_table(manifest)
     known = sorted({sample.surface for sample in samples if sample.surface})
     strangers = sorted(set(unseen) - set(known))
@@ -193,7 +198,8 @@ def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, lis
     if nameless:
         raise DataError(
             "bad-manifest",
-            f"{len(nameless)} rows have no surface or no split, such as {nameless[0]}; make the manifest by `sbdzsl ingest`",
+            f"{len(nameless)} rows have no surface or no split, such as {nameless[0]}; "
+            "make the manifest by `sbdzsl ingest`",
         )
     by_surface: dict[str, list[Sample]] = {name: [] for name in known if name not in set(unseen)}
     for sample in samples:
@@ -204,9 +210,15 @@ def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, lis
     return by_surface
 
 
+def _attribute_table(uri: str | None) -> AttributeTable:
+    if uri is None:
+        return standard_attributes()
+    return parse_attributes(lake.read_bytes(uri).decode("utf-8"), uri)
+
+
 def _with_row(attributes: AttributeTable, data: SurfaceData, report: Report) -> AttributeTable:
     """The table with a row for this surface: a surface that nobody has annotated is measured, and that is said."""
-    if data.surface in attributes.surfaces:
+    if data.surface in attributes.rows:
         return attributes
     row = measure_attributes([image.grey for image in data.train], [image.mask for image in data.train])
     report(f"  {data.surface}: not in the attribute table; its class embedding is measured from the training images")

@@ -9,8 +9,8 @@ from sbdzsl.calibration import conformal_p_value
 from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.verdict import Verdict, to_parquet, verdict_table
+from tests import hostile
 from tests.conftest import UNSEEN, Trained
-from tests.hostile import hostile_files
 
 #: Fields that depend on the clock and not on the image.
 CLOCKED = {"inspected_at", "decode_ms", "route_ms", "detect_ms"}
@@ -65,16 +65,16 @@ def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> 
 
 def test_hostile_files_get_a_verdict_or_a_code_and_never_a_crash(trained: Trained, tmp_path: Path) -> None:
     inspector = Inspector(trained.bundle)
-    files = hostile_files(tmp_path)
+    files = hostile.draw(tmp_path)
     assert len(files) >= 30
     verdicts = []
-    for file in files:
-        verdict = inspector.judge(file.name, str(tmp_path / file.name), file.bit_depth)
+    for name, _, expected in files:
+        verdict = inspector.judge(name, str(tmp_path / name))
         verdicts.append(verdict)
-        if isinstance(file.expected, str):
-            assert (verdict.verdict, verdict.error_code) == ("error", file.expected), file.name
+        if isinstance(expected, str):
+            assert (verdict.verdict, verdict.error_code) == ("error", expected), name
         else:
-            assert verdict.verdict in ("good", "defect", "unseen"), f"{file.name}: {verdict.error_detail}"
+            assert verdict.verdict in ("good", "defect", "unseen"), f"{name}: {verdict.error_detail}"
     assert verdict_table(verdicts).num_rows == len(files)
 
 

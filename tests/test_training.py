@@ -50,9 +50,9 @@ def test_a_manifest_without_splits_is_an_error(trained: Trained, tmp_path: Path)
 
 
 def test_too_few_images_are_an_error_that_counts_them(trained: Trained, tmp_path: Path) -> None:
+    few = rows_of(trained.manifest, SEEN[0])
+    few = few.filter(np.array([row["split"] == "train" for row in few.to_pylist()])).slice(0, 3)
     with pytest.raises(DataError, match="3 readable training") as caught:
-        few = rows_of(trained.manifest, SEEN[0])
-        few = few.filter(np.array([row["split"] == "train" for row in few.to_pylist()])).slice(0, 3)
         training.train(few, str(tmp_path / "b"), SMALL, report=lambda _: None)
     assert caught.value.code == "too-few-images"
 

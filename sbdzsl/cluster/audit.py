@@ -83,8 +83,8 @@ def run_audit(
         raise AuditError(
             "incomplete",
             f"{out} does not reconcile: {proof.num_missing} images of {proof.num_manifest} have no row "
-            f"{list(proof.missing)}, {proof.num_duplicates} rows are doubled, {proof.num_unexpected} are of no image of "
-            f"the manifest {list(proof.unexpected)}. Run the same command again; what is done is kept",
+            f"{list(proof.missing)}, {proof.num_duplicates} rows are doubled, {proof.num_unexpected} are of no image "
+            f"of the manifest {list(proof.unexpected)}. Run the same command again; what is done is kept",
         )
     facts = AuditFacts(
         lake=plan.source,
@@ -234,9 +234,8 @@ def _watch(rows: Iterable[Mapping[str, Any]], num_shards: int, report: Report) -
         if elapsed - last >= 2 or finished == num_shards:
             last = elapsed
             left = elapsed / finished * (num_shards - finished)
-            report(
-                f"{finished}/{num_shards} shards, {num_images:,} images, {num_images / elapsed:.0f}/s, {left:.0f} s left"
-            )
+            speed = num_images / elapsed
+            report(f"{finished}/{num_shards} shards, {num_images:,} images, {speed:.0f}/s, {left:.0f} s left")
     return num_images
 
 

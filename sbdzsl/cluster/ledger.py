@@ -4,8 +4,8 @@
     manifest-<digest>.parquet   the images; shard k is its row group k
     parts/part-<k>.parquet  the verdicts of shard k, written once
 
-A shard is done when its part exists. So every image has exactly one row by construction, whoever died and whoever woke up
-late; `reconcile` proves it from the files.
+A shard is done when its part exists. So every image has exactly one row by construction, whoever died and whoever woke
+up late; `reconcile` proves it from the files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 

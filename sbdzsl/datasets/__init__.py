@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sbdzsl.datasets import dagm, folder, kolektorsdd, magnetic_tile, neu
-from sbdzsl.datasets.sample import Sample, assign_splits
+from sbdzsl.datasets.sample import (
+    Sample,
+    assign_splits,
+    load_mask,
+    samples_from_table,
+    samples_to_table,
+    split_table,
+)
 from sbdzsl.errors import ConfigError
+
+__all__ = [
+    "ADAPTERS",
+    "Ingested",
+    "Sample",
+    "assign_splits",
+    "ingest",
+    "load_mask",
+    "samples_from_table",
+    "samples_to_table",
+    "split_table",
+]
 
 Adapter = Callable[[str, "str | None"], list[Sample]]
 
@@ -20,6 +40,14 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """Samples with splits, and a line a surface on where its splits come from."""
+
+    samples: list[Sample]
+    notes: list[str]
+
+
 def ingest(
     adapter: str,
     source: str,
@@ -27,24 +55,23 @@ def ingest(
     fold: int | None = None,
     folds: int | None = None,
     seed: int = 0,
-    notes: list[str] | None = None,
-) -> list[Sample]:
+) -> Ingested:
     """Read `source` in the layout `adapter` and give every sample a split.
 
     Where the layout has an official test set and no fold is asked for, it is kept and val is a share of the official
-    train; elsewhere `assign_splits` decides. What was done is appended to `notes`, a line a surface. Raises
+    train; elsewhere `assign_splits` decides. Raises
     `ConfigError` for an unknown adapter or a bad fold, `LakeError` and `DataError` from reading.
     """
     if adapter not in ADAPTERS:
         raise ConfigError("bad-config", f"unknown layout {adapter!r}; expected one of {', '.join(ADAPTERS)}")
     samples = ADAPTERS[adapter](source, surface)
     official = {sample.surface for sample in samples if sample.split == "test"} if fold is None else set()
-    if notes is not None:
-        notes += _notes(samples, official, fold, folds, seed)
     own = assign_splits([s for s in samples if s.surface not in official], seed, fold=fold, folds=folds)
     train = assign_splits([s for s in samples if s.surface in official and s.split != "test"], seed, test_share=0)
     split = {sample.image_id: sample for sample in (*own, *train)}
-    return [split.get(sample.image_id, sample) for sample in samples]
+    return Ingested(
+        [split.get(sample.image_id, sample) for sample in samples], _notes(samples, official, fold, folds, seed)
+    )
 
 
 def _notes(

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from sbdzsl import lake
 from sbdzsl.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -30,7 +28,7 @@ class Entry:
     @property
     def is_image(self) -> bool:
         """Whether the suffix, in any case, is that of an image format."""
-        return f".{self.name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+        return f".{self.name.rpartition('.')[2].lower()}" in lake.IMAGE_SUFFIXES
 
     @property
     def path(self) -> str:
@@ -39,11 +37,17 @@ class Entry:
 
 
 def list_entries(source: str) -> list[Entry]:
-    """All files below `source` (any URL of a lake), sorted by path, hidden ones left out. Raises `LakeError`."""
+    """All files below `source` (any URL of a lake), sorted by path, hidden ones left out.
+
+    Raises `LakeError`, `DataError` bad-layout where the source is a file.
+    """
     root = lake.absolute_url(source).rstrip("/") + "/"
     entries = []
     for stored in lake.list_files(source):
-        assert stored.uri.startswith(root), f"{stored.uri} is not below {root}"
+        if not stored.uri.startswith(root):
+            raise DataError(
+                "bad-layout", f"{source} is a file; expected a folder with images: name the folder it is in"
+            )
         *folders, name = stored.uri[len(root) :].split("/")
         if not any(part.startswith(".") for part in (*folders, name)):
             entries.append(Entry(tuple(folders), name, stored))

@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -43,6 +43,7 @@ Grey = NDArray[Any]  # floating; OpenCV and numpy disagree on which
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _IMAGES_PER_TASK = 32
+_WRITERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,14 +466,20 @@ def _draw_in_processes(tasks: Iterator[_Task], workers: int) -> None:
 
 
 def _draw_task(task: _Task) -> None:
+    """Draw in this thread, write in others: a write waits for the disk or the store, not for the processor."""
     cv2.setNumThreads(1)
-    for index in range(task.start, task.stop):
-        image = draw_image(task.surface, index, task.size, task.seed, task.defect_share)
-        folder, name = _place(task.surface, index)
-        lake.write_bytes(lake.join(task.out_url, *folder, f"{name}.PNG"), _png(image.pixels))
-        if image.defective:
-            label = _png(image.mask.astype(np.uint8) * 255)
-            lake.write_bytes(lake.join(task.out_url, *folder, "Label", f"{name}_label.PNG"), label)
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        writes: list[Future[None]] = []
+        for index in range(task.start, task.stop):
+            image = draw_image(task.surface, index, task.size, task.seed, task.defect_share)
+            folder, name = _place(task.surface, index)
+            uri = lake.join(task.out_url, *folder, f"{name}.PNG")
+            writes.append(pool.submit(lake.write_bytes, uri, _png(image.pixels)))
+            if image.defective:
+                uri = lake.join(task.out_url, *folder, "Label", f"{name}_label.PNG")
+                writes.append(pool.submit(lake.write_bytes, uri, _png(image.mask.astype(np.uint8) * 255)))
+        for write in writes:
+            write.result()
 
 
 def _place(surface: str, index: int) -> tuple[tuple[str, str], str]:

@@ -10,21 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import jinja2
 import polars as pl
-from fsspec.implementations.local import LocalFileSystem
 from markupsafe import Markup
 
-from sbdzsl import __version__
-from sbdzsl.errors import LakeError
+from sbdzsl import __version__, lake
 from sbdzsl.report.alerts import alerts, alerts_csv, worst
 from sbdzsl.report.overlay import GalleryImage
 from sbdzsl.report.plots import histogram_svg
@@ -84,13 +80,15 @@ def write_report(
     summary = summarise(rows, facts)
     table = alerts(rows)
     listed = alerts_csv(table)
-    _write(out, "summary.json", json.dumps(summary.to_json(), indent=1, ensure_ascii=False).encode())
-    _write(out, "alerts.csv", listed)
+    figures = json.dumps(summary.to_json(), indent=1, ensure_ascii=False)
+    lake.write_bytes(lake.join(out, "summary.json"), figures.encode())
+    lake.write_bytes(lake.join(out, "alerts.csv"), listed)
     cards = {
         verdict: [_card(row, gallery(row)) for row in worst(rows, verdict, gallery_size)]
         for verdict in ("defect", "unseen")
     }
-    _write(out, "report.html", _render(summary, cards, table.height, hashlib.sha256(listed).hexdigest()).encode())
+    page = _render(summary, cards, table.height, hashlib.sha256(listed).hexdigest())
+    lake.write_bytes(lake.join(out, "report.html"), page.encode())
     return summary
 
 
@@ -228,21 +226,3 @@ def _span(seconds: float) -> str:
 def _plain(text: object) -> str:
     """Text of the lake with its invisible and direction-turning characters written out, so that it reads as it is."""
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(text))
-
-
-def _write(out: str, name: str, data: bytes) -> None:
-    """Replace one file at once: a reader sees the old one or the new one, never a part."""
-    url = f"{out.rstrip('/')}/{name}"
-    try:
-        store, path = fsspec.core.url_to_fs(url)
-        if isinstance(store, LocalFileSystem):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(f"{path}.{os.getpid()}.tmp")
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        else:
-            store.pipe_file(path, data)
-    except PermissionError as error:
-        raise LakeError("forbidden", f"{url}: writing was refused ({error}); grant write access to `out`") from error
-    except OSError as error:
-        raise LakeError("unreachable", f"{url}: cannot be written ({error}); check `out` and its store") from error

@@ -39,7 +39,7 @@ def test_shard_size_follows_the_archive(tmp_path: object, count: int, size: int)
     if count <= 10_000:
         assert small.shard_size == size
     else:
-        assert ledger.MAX_SHARD_SIZE == size
+        assert size == ledger.MAX_SHARD_SIZE
 
 
 def test_a_part_is_written_once_and_done_means_it_exists(tmp_path: object) -> None:

@@ -57,8 +57,8 @@ class TestDagm:
     def test_a_complete_class_keeps_its_official_split(self, tmp_path: Path) -> None:
         dagm_half(tmp_path / "Class3", "Train", 15, 5)
         dagm_half(tmp_path / "Class3", "Test", 20, 4, first=100)
-        notes: list[str] = []
-        samples = ingest("dagm", str(tmp_path), seed=1, notes=notes)
+        found = ingest("dagm", str(tmp_path), seed=1)
+        samples, notes = found.samples, found.notes
         assert labels(samples) == {("dagm_class3", "benign"): 35, ("dagm_class3", "defect"): 9}
         assert {("/Test/" in sample.uri) == (sample.split == "test") for sample in samples} == {True}
         assert [(row.split, row.benign, row.defect) for row in split_table(samples)] == [
@@ -79,16 +79,13 @@ class TestDagm:
         dagm_half(tmp_path / "Class3", "Test", 20, 4, first=100)
         dagm_half(tmp_path / "Class4", "Train", 10, 4)
         dagm_half(tmp_path / "Class4", "Test", 20, 4, first=100)
-        notes: list[str] = []
-        by_surface = {
-            name: {s.split for s in ingest("dagm", str(tmp_path), name, notes=notes) if "/Test/" in s.uri}
-            for name in ("Class3", "Class4")
-        }
+        found = {name: ingest("dagm", str(tmp_path), name) for name in ("Class3", "Class4")}
+        by_surface = {name: {s.split for s in one.samples if "/Test/" in s.uri} for name, one in found.items()}
         assert by_surface == {"Class3": {"test"}, "Class4": {"train", "val", "test"}}
-        assert "split of our own" in notes[1]
-        folded = ingest("dagm", str(tmp_path), "class3", fold=0, folds=3, notes=notes)
-        assert {s.split for s in folded if "/Train/" in s.uri} == {"train", "val", "test"}
-        assert "fold 0 of 3" in notes[2]
+        assert "split of our own" in found["Class4"].notes[0]
+        folded = ingest("dagm", str(tmp_path), "class3", fold=0, folds=3)
+        assert {s.split for s in folded.samples if "/Train/" in s.uri} == {"train", "val", "test"}
+        assert "fold 0 of 3" in folded.notes[0]
 
     def test_label_files_decide_where_there_is_no_table(self, tmp_path: Path) -> None:
         dagm_half(tmp_path, "Test", 3, 2, table=False)
@@ -294,6 +291,27 @@ def test_ingest_refuses_an_unknown_layout_and_a_missing_source(tmp_path: Path) -
         ingest("mvtec", str(tmp_path))
     with pytest.raises(LakeError):
         ingest("folder", str(tmp_path / "nowhere"))
+    put(tmp_path, "one.png")
+    with pytest.raises(DataError, match="is a file; expected a folder"):
+        ingest("folder", str(tmp_path / "one.png"))
+
+
+@pytest.mark.parametrize("name", ["100%20 sure", "Größe #3"])
+def test_names_that_a_url_would_have_to_escape_are_read(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/defect/a b.png")
+    put(tmp_path, f"{name}/masks/a b.png", SPOT)
+    (sample,) = ingest("folder", str(tmp_path))
+    assert sample.surface == name
+    assert load_mask(sample, (20, 24)) is not None
+
+
+def test_a_source_may_be_any_store() -> None:
+    data = bytes(cv2.imencode(".png", GREY)[1])
+    for path in ("steel/good/a.png", "steel/bad/b.png", "steel/bad/b_mask.png"):
+        lake.write_bytes(f"memory://adapters/{path}", data)
+    samples = ingest("folder", "memory://adapters")
+    assert labels(samples) == {("steel", "benign"): 1, ("steel", "defect"): 1}
+    assert samples[0].mask_uri == "memory://adapters/steel/bad/b_mask.png"
 
 
 # Counts of the README files of the shared data.
@@ -324,7 +342,7 @@ def shared(name: str) -> Path:
 @pytest.mark.parametrize("adapter", SHARED)
 def test_shared_data_is_read_whole_and_split_without_leaks(adapter: str) -> None:
     name, expected = SHARED[adapter]
-    samples = ingest(adapter, str(shared(name)))
+    samples = ingest(adapter, str(shared(name))).samples
     assert labels(samples) == expected
     assert len({sample.image_id for sample in samples}) == len(samples)
     splits = {group_of(sample): set() for sample in samples}
@@ -339,7 +357,7 @@ def test_shared_data_is_read_whole_and_split_without_leaks(adapter: str) -> None
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "num_surfaces", "num_images"), [("KTH-TIPS", 7, 567), ("Leather27", 14, 560)])
 def test_shared_materials_are_surfaces_without_labels(name: str, num_surfaces: int, num_images: int) -> None:
-    samples = ingest("folder", str(shared(name)))
+    samples = ingest("folder", str(shared(name))).samples
     assert len(samples) == num_images
     assert len({sample.surface for sample in samples}) == num_surfaces
     assert {sample.label for sample in samples} == {None}

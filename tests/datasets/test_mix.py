@@ -20,7 +20,7 @@ SIZE = 24
 
 
 def make(surface: str, label: str | None, number: int, group: str | None = None) -> Sample:
-    return Sample(f"{surface}{number}", f"file:///{surface}/{number}.png", surface=surface, label=label, group=group)  # type: ignore[arg-type]
+    return Sample(f"{surface}{number}", f"/{surface}/{number}.png", surface=surface, label=label, group=group)  # type: ignore[arg-type]
 
 
 def population(surface: str, num_benign: int, num_defects: int) -> list[Sample]:
@@ -74,7 +74,7 @@ def test_a_mix_that_cannot_be_is_refused() -> None:
     with pytest.raises(DataError, match="all surfaces are unseen"):
         build_mix(population("a", 3, 1), ["a"], seed=0)
     with pytest.raises(DataError, match="has no surface"):
-        build_mix([Sample("x", "file:///x.png"), *population("a", 3, 1)], [], seed=0)
+        build_mix([Sample("x", "/x.png"), *population("a", 3, 1)], [], seed=0)
 
 
 @pytest.fixture

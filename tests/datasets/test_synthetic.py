@@ -83,7 +83,7 @@ def test_a_lake_is_read_by_the_dagm_reader_and_holds_nothing_else(tmp_path: Path
         str(tmp_path / "lake"), 45, seed=2, surfaces=["leather", "perforated_sheet"], size=64, processes=1
     )
     assert lake.num_images == {"leather": 23, "perforated_sheet": 22}
-    samples = ingest("dagm", str(tmp_path / "lake"))
+    samples = ingest("dagm", str(tmp_path / "lake")).samples
     assert len(samples) == 45
     assert {s.surface for s in samples} == {"leather", "perforated_sheet"}
     for surface, number in lake.num_defective.items():
@@ -116,8 +116,8 @@ def test_a_larger_lake_holds_the_smaller_one_and_processes_change_nothing(tmp_pa
 
 def test_an_official_split_comes_with_enough_images(tmp_path: Path) -> None:
     write_lake(str(tmp_path / "lake"), 90, surfaces=["sandpaper"], size=64, processes=1)
-    notes: list[str] = []
-    samples = ingest("dagm", str(tmp_path / "lake"), notes=notes)
+    found = ingest("dagm", str(tmp_path / "lake"))
+    samples, notes = found.samples, found.notes
     assert "official test set" in notes[0]
     assert {("/Test/" in s.uri) == (s.split == "test") for s in samples} == {True}
 
