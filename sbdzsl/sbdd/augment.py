@@ -124,8 +124,8 @@ def augment(grey: Tensor, planes: Tensor, generator: np.random.Generator) -> tup
     """
     together = torch.cat([grey, planes], dim=1)
     for dim in (2, 3):
-        flip = torch.from_numpy(generator.random(len(grey)) < 0.5).to(grey.device)
-        together = torch.where(flip[:, None, None, None], together.flip(dim), together)
+        flipped = np.flatnonzero(generator.random(len(grey)) < 0.5)
+        together[flipped] = together[flipped].flip(dim)
     warped = np.flatnonzero(generator.random(len(grey)) < WARPED_SHARE)
     if len(warped):
         together[warped] = _warp(together[warped], generator)

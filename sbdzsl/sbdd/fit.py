@@ -115,9 +115,9 @@ def fit_detector(
 ) -> FittedDetector:
     """Train a detector on `train`; thresholds and scores come from `val`, which it never learns from.
 
-    `train` needs at least two good images, `val` one; defective images are optional in both. The images are read once
-    and kept at network scale. `progress` is called after each epoch. Raises `DataError` where the images cannot be
-    trained on, `TrainingError` "not-finite" that names the images of the batch.
+    `train` needs at least two good images, `val` one; defective images are optional in both. Images are kept at
+    network scale, so a sequence that reads them when asked holds little. `progress` is called after each epoch. Raises
+    `DataError` where the images cannot be trained on, `TrainingError` "not-finite" that names the images of the batch.
     """
     if settings.scale is None:
         settings = settings.model_copy(update={"scale": choose_scale([image.grey.shape for image in train])})
