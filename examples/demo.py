@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 HERE = Path(__file__).parent
 OUT = Path("demo")
-NUM_IMAGES = 1000
+NUM_IMAGES = 1600
 UNSEEN = ("leather", "woven_fabric")
 
 
