@@ -6,6 +6,7 @@ drawn, so the figures say that the system works, not how well it does on your su
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,10 @@ def main() -> int:
     sbdzsl("train", "--manifest", OUT / "manifest.parquet", *unseen, "--config", config, "--bundle", OUT / "bundle")
     truth = fill_archive(OUT / "archive", OUT / "manifest.parquet")
     sbdzsl("audit", "--bundle", OUT / "bundle", "--lake", OUT / "archive", "--out", OUT / "audit")
-    complete = compare(truth, OUT / "audit" / "parts")
-    print(f"\nreport: {OUT / 'audit' / 'report.html'}   ({(time.monotonic() - started) / 60:.1f} minutes)")
+    counts, complete = compare(truth, OUT / "audit" / "parts")
+    minutes = (time.monotonic() - started) / 60
+    (OUT / "result.json").write_text(json.dumps(counts | {"archived": len(truth), "minutes": round(minutes, 1)}))
+    print(f"\nreport: {OUT / 'audit' / 'report.html'}   ({minutes:.1f} minutes)")
     return 0 if complete else 1
 
 
@@ -78,8 +81,8 @@ def fill_archive(archive: Path, manifest: Path) -> dict[str, Truth]:
     return truth
 
 
-def compare(truth: dict[str, Truth], parts: Path) -> bool:
-    """Print found, missed and false alarms; returns whether each archived file has exactly one row."""
+def compare(truth: dict[str, Truth], parts: Path) -> tuple[dict[str, int], bool]:
+    """Print found, missed and false alarms; returns the counts, and whether each archived file has exactly one row."""
     rows = pyarrow.dataset.dataset(str(parts)).to_table(columns=["uri", "verdict", "surface"]).to_pylist()
     verdicts = {Path(row["uri"]).name: row for row in rows}
     counts: Counter[str] = Counter()
@@ -94,7 +97,7 @@ def compare(truth: dict[str, Truth], parts: Path) -> bool:
         f"  named wrongly    {counts['misnamed']}",
     ):
         print(line)
-    return len(rows) == len(truth) and set(verdicts) == set(truth)
+    return dict(counts), len(rows) == len(truth) and set(verdicts) == set(truth)
 
 
 def outcome(known: Truth, verdict: str, surface: str | None) -> str:

@@ -136,7 +136,7 @@ class Platt:
 def fit_platt(good: Scores, defect: Scores) -> Platt | None:
     """Platt scaling (Platt 1999) by Newton steps on smoothed targets, so that separable scores stay finite.
 
-    None unless both kinds of held-out images are there: a probability would be made up.
+    None unless both kinds of held-out images are there and defects score higher: a probability would be made up.
     """
     if not len(good) or not len(defect):
         return None
@@ -156,6 +156,8 @@ def fit_platt(good: Scores, defect: Scores) -> Platt | None:
         weights = weights - step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-9:
             break
+    if weights[0] <= 0:
+        return None
     return Platt(float(weights[0] / spread), float(weights[1] - weights[0] * scores.mean() / spread))
 
 

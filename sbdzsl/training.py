@@ -6,7 +6,7 @@ them. Nothing of an unseen surface is read: its rows are dropped before the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from sbdzsl.config import DetectorSettings, ImageSettings, TrainSettings
 from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
 from sbdzsl.image import decode
-from sbdzsl.sbad.attributes import AttributeTable, measure_attributes, parse_attributes, standard_attributes
+from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
@@ -66,7 +66,7 @@ def train(
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
     by_surface = training_samples(manifest, unseen)
-    attributes = _attribute_table(settings.attributes)
+    attributes = _attribute_table(settings.attributes, by_surface)
     trunk = load_backbone(backbone)
     embedder = Embedder(trunk, settings.router, device)
     detectors: dict[str, SurfaceDetector] = {}
@@ -80,6 +80,7 @@ def train(
         collected.append(_without_pixels(data))
     report("router: CE-VAE and VAEGAN")
     router = train_router(collected, attributes, settings, seed)
+    report(_router_line(router))
     provenance = {
         "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
         "seed": seed,
@@ -210,10 +211,12 @@ def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, lis
     return by_surface
 
 
-def _attribute_table(uri: str | None) -> AttributeTable:
-    if uri is None:
-        return standard_attributes()
-    return parse_attributes(lake.read_bytes(uri).decode("utf-8"), uri)
+def _attribute_table(uri: str | None, surfaces: Iterable[str]) -> AttributeTable:
+    """The table of the settings. One with attributes of its own must have all rows: ours alone can be measured."""
+    table = load_attributes(uri)
+    if table.names != standard_attributes().names:
+        table.matrix(sorted(surfaces))
+    return table
 
 
 def _with_row(attributes: AttributeTable, data: SurfaceData, report: Report) -> AttributeTable:
@@ -223,6 +226,17 @@ def _with_row(attributes: AttributeTable, data: SurfaceData, report: Report) -> 
     row = measure_attributes([image.grey for image in data.train], [image.mask for image in data.train])
     report(f"  {data.surface}: not in the attribute table; its class embedding is measured from the training images")
     return attributes.with_row(data.surface, row)
+
+
+def _router_line(router: SurfaceRouter) -> str:
+    found = router.calibrated
+    assert found.promised_rate is not None
+    assert found.rate_interval is not None
+    low, high = found.rate_interval
+    return (
+        f"  threshold {found.value:.3f} from {found.num_good} held-out images: at most {found.promised_rate:.1%} of "
+        f"images of seen surfaces are called unseen; drawn anew, the rate would lie between {low:.1%} and {high:.1%}"
+    )
 
 
 def _without_pixels(data: SurfaceData) -> SurfaceData:

@@ -80,3 +80,7 @@ def test_platt_stays_finite_on_separable_scores_and_refuses_one_kind() -> None:
     assert platt is not None
     assert 0 <= platt.probability(-1e6) < 0.5 < platt.probability(1e6) <= 1
     assert calibration.fit_platt(np.array([1.0]), NONE) is None
+
+
+def test_scores_that_rank_the_wrong_way_give_no_probability() -> None:
+    assert calibration.fit_platt(np.array([2.0, 3.0, 4.0]), np.array([0.0, 1.0])) is None

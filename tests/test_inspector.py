@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from sbdzsl import evaluation, lake
 from sbdzsl.calibration import conformal_p_value
@@ -10,7 +11,7 @@ from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.verdict import Verdict, to_parquet, verdict_table
 from tests import hostile
-from tests.conftest import UNSEEN, Trained
+from tests.conftest import SEEN, UNSEEN, Trained
 
 #: Fields that depend on the clock and not on the image.
 CLOCKED = {"inspected_at", "decode_ms", "route_ms", "detect_ms"}
@@ -53,6 +54,22 @@ def test_the_verdict_does_not_depend_on_what_came_before(trained: Trained) -> No
     for row in reversed(rows):
         again = inspector.judge(row["image_id"], row["uri"])
         assert timeless(again) == timeless(forward[row["image_id"]])
+
+
+def test_the_number_of_threads_does_not_change_a_bit(trained: Trained) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.random(shape, dtype=np.float32) for shape in ((512, 512), (500, 1260), (200, 231), (128, 128))]
+    inspector, found = Inspector(trained.bundle), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for grey in images:
+                answers = inspector.route(grey), *(inspector.detect(grey, surface)[0] for surface in SEEN)
+                found.append((threads, answers))
+    finally:
+        torch.set_num_threads(before)
+    assert [answers for threads, answers in found if threads == 1] == [a for threads, a in found if threads == 2]
 
 
 def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> None:

@@ -1,0 +1,55 @@
+"""Documents say what the code does: figures come from results, commands and codes exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from sbdzsl import config, datasets, errors
+from tests.contracts.test_command_line import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    check = [sys.executable, "benchmarks/readme_table.py", "--check"]
+    assert subprocess.run(check, cwd=ROOT, check=False).returncode == 0, "run python benchmarks/readme_table.py"
+
+
+def test_each_command_in_the_documents_exists() -> None:
+    found = set()
+    for document in DOCUMENTS:
+        for line in re.findall(r"^sbdzsl [^\n]+", document.read_text(encoding="utf-8"), re.MULTILINE):
+            words = line.split("#")[0].split()
+            verb = " ".join(words[1:3]) if words[1] == "datasets" else words[1]
+            assert verb in COMMANDS, line
+            unknown = {word for word in words if word.startswith("--")} - COMMANDS[verb]
+            assert not unknown, f"{line}: {unknown}"
+            found.add(verb)
+    assert {"ingest", "train", "evaluate", "inspect", "audit"} <= found
+
+
+def test_each_image_code_and_adapter_is_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
+    for code in [*errors.ImageError.CODES, "not-found", "forbidden", "unreachable"]:
+        assert f"`{code}`" in manual, code
+    for adapter in datasets.ADAPTERS:
+        assert f"`{adapter}`" in manual, adapter
+
+
+def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
+    assert config.load(config.AuditSettings, ROOT / "ray_configs" / "audit.yaml") == config.AuditSettings()
+    assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(
+        config.AuditSettings.model_fields
+    )
+    config.load(config.TrainSettings, ROOT / "examples" / "demo.yaml")
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), f"{document.name} -> {target}"
