@@ -77,11 +77,29 @@ def demo(figures: dict[str, Any]) -> list[Row]:
     return [(f"`make demo`, {figures['archived']:,} drawn images in the archive", "≤ 10 min", outcome)]
 
 
+def drawn_lake(figures: dict[str, Any]) -> list[Row]:
+    """How hard the drawn lake is."""
+    means = ", ".join(f"{name} {value:.2f}" for name, value in figures["mean"].items())
+    return [("AP of trivial detectors on the drawn lake (chance 0.15)", "fail", means)]
+
+
+def leather(figures: dict[str, Any]) -> list[Row]:
+    """Scores of stage one on near-neighbour leathers."""
+    cells = []
+    for name, row in figures["scores"].items():
+        five, two = row["H@5%"], row["H@2%"]
+        cells.append(f"{name} {five['mean']:.1f} ({five['worst']:.1f}) / {two['mean']:.1f} ({two['worst']:.1f})")
+    what = f"H at 5 % / 2 % on 14 leathers, 11 seen with 20 training images each, mean (worst) of {figures['splits']} splits"
+    return [(what, "", "; ".join(cells))]
+
+
 STUDIES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "detectors": detectors,
     "routing": routing,
     "latency": latency,
     "demo": demo,
+    "drawn_lake": drawn_lake,
+    "sbad_leather": leather,
 }
 
 
@@ -91,7 +109,7 @@ def table() -> str:
     for study, rows_of in STUDIES.items():
         row = json.loads((HERE / "results" / f"{study}.json").read_text())
         for number, (what, goal, measured) in enumerate(rows_of(row["figures"])):
-            command = f"`python benchmarks/first_slice.py {study}`" if number == 0 else ""
+            command = f"`{row['command']}`" if number == 0 else ""
             lines.append(f"| {what} | {goal} | {measured} | {command} |")
     return "\n".join(lines)
 

@@ -11,22 +11,18 @@ leathers; H = 2SU/(S+U). All in per cent. The threshold comes from calibration i
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from record import record, shared_data
 
-from sbdzsl import __version__
 from sbdzsl.calibration import conformal_threshold
 from sbdzsl.config import RouterSettings
 from sbdzsl.sbad.attributes import standard_attributes
@@ -35,7 +31,6 @@ from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_neighbours, fit_reader
 
 BUDGETS = (0.05, 0.02)
-RESULTS = Path(__file__).parent / "results" / "sbad_leather.json"
 
 Features = NDArray[np.float32]
 Distances = Callable[[Features], NDArray[np.float64]]  # [D] -> [K], per seen surface
@@ -47,28 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = RouterSettings()
-    folder = Path(os.environ.get("SBDZSL_SHARED", "../shared")) / "data" / "Leather27"
-    if not folder.is_dir():
-        print(f"{folder} is not there: set SBDZSL_SHARED to the shared folder", file=sys.stderr)
-        return 2
-    features, surfaces = embed_leathers(folder, settings)
+    features, surfaces = embed_leathers(shared_data() / "Leather27", settings)
     rows: dict[str, list[dict[str, float]]] = {}
     for split in range(arguments.splits):
         for name, row in measure_split(features, surfaces, settings, split).items():
             rows.setdefault(name, []).append(row)
     figures = {name: summary(splits) for name, splits in rows.items()}
     print_table(figures)
-    RESULTS.parent.mkdir(exist_ok=True)
-    record = {
-        "command": f"python benchmarks/sbad_leather.py --splits {arguments.splits}",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared",
-        "versions": {"sbdzsl": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "settings": settings.model_dump(),
-        "splits": arguments.splits,
-        "figures": figures,
-    }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record("sbad_leather", {"splits": arguments.splits, "settings": settings.model_dump(), "scores": figures})
     return 0
 
 
