@@ -89,7 +89,8 @@ def leather(figures: dict[str, Any]) -> list[Row]:
     for name, row in figures["scores"].items():
         five, two = row["H@5%"], row["H@2%"]
         cells.append(f"{name} {five['mean']:.1f} ({five['worst']:.1f}) / {two['mean']:.1f} ({two['worst']:.1f})")
-    what = f"H at 5 % / 2 % on 14 leathers, 11 seen with 20 training images each, mean (worst) of {figures['splits']} splits"
+    splits = f"mean (worst) of {figures['splits']} splits"
+    what = f"H at 5 % / 2 % on 14 leathers, 11 seen with 20 training images each, {splits}"
     return [(what, "", "; ".join(cells))]
 
 
