@@ -67,8 +67,9 @@ def realised_rate_interval(num_scores: int, false_alarm_rate: float, level: floa
 def choose_threshold(policy: Policy, good: Scores, defect: Scores, false_alarm_rate: float) -> Threshold:
     """Threshold of a detector from held-out scores of good and defective images.
 
-    - `false-alarm-rate`: conformal on the good ones; raised to the middle of the gap below the next defect where
-      there are defects, which costs no held-out defect and only lowers the rate.
+    - `false-alarm-rate`: conformal on the good ones. Where they are too few for the rate, the lowest rate that they
+      do support is promised instead, and the threshold is raised to the middle of the gap below the next defect, if
+      any was held out: that costs no held-out defect and can only lower the rate.
     - `max-f1`: best F1 on the held-out images, in the middle of its gap.
     - `zero-misses`: below every held-out defect, in the middle of the gap to the next good image.
 
@@ -96,12 +97,14 @@ def _by_false_alarm_rate(good: Scores, defect: Scores, rate: float) -> Threshold
             "too-few-images",
             "a false-alarm rate needs held-out good images and found none; add benign images or a validation share",
         )
-    # Too few images for the rate asked for: promise what they do support rather than never alarm.
-    promised = max(rate, 1 / (len(good) + 1))
-    value = conformal_threshold(good, promised)
-    above = defect[defect > value]
-    if len(above):
-        value = _middle(value, float(above.min()))
+    promised = rate
+    value = conformal_threshold(good, rate)
+    if math.isinf(value):
+        # Too few images for the rate asked for: promise what they do support rather than never alarm.
+        promised = 1 / (len(good) + 1)
+        value = float(good.max())
+        above = defect[defect > value]
+        value = _middle(value, float(above.min())) if len(above) else value
     return Threshold(
         value, "false-alarm-rate", promised, realised_rate_interval(len(good), promised), len(good), len(defect)
     )

@@ -39,12 +39,16 @@ def test_too_few_images_promise_what_they_can() -> None:
     assert math.isinf(calibration.conformal_threshold(np.arange(9.0), 0.02))
 
 
-def test_the_threshold_moves_into_the_gap_below_the_next_defect() -> None:
-    good, defect = np.arange(99.0), np.array([50.0, 200.0])
-    chosen = calibration.choose_threshold("false-alarm-rate", good, defect, 0.02)
-    assert calibration.conformal_threshold(good, 0.02) == 97.0
-    assert chosen.value == pytest.approx((97 + 200) / 2)
-    assert (chosen.num_good, chosen.num_defect) == (99, 2)
+def test_a_rate_that_the_images_support_is_spent_on_finding_defects() -> None:
+    chosen = calibration.choose_threshold("false-alarm-rate", np.arange(99.0), np.array([50.0, 200.0]), 0.02)
+    assert chosen.value == 97.0
+    assert (chosen.promised_rate, chosen.num_good, chosen.num_defect) == (0.02, 99, 2)
+
+
+def test_with_too_few_images_the_threshold_moves_into_the_gap_below_the_next_defect() -> None:
+    chosen = calibration.choose_threshold("false-alarm-rate", np.arange(9.0), np.array([5.0, 20.0]), 0.02)
+    assert chosen.value == pytest.approx((8 + 20) / 2)
+    assert chosen.promised_rate == pytest.approx(0.1)
 
 
 def test_the_named_policies_do_as_they_say() -> None:
