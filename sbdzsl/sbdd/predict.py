@@ -31,7 +31,7 @@ MAP_THRESHOLD = "map_threshold"
 class DefectMap:
     """What a detector says about one image.
 
-    `score` is the raw decision logit. `logits` float32 [h, w] is the map; cell (i, j) covers network pixels
+    `score` is the decision logit plus the highest map logit: the sum of two opinions, raw. `logits` float32 [h, w] is the map; cell (i, j) covers network pixels
     8i..8i+7, 8j..8j+7 of a network image of `network_height` x `network_width`, which is the whole source image of
     `source_height` x `source_width` pixels, shrunk.
     """
@@ -153,7 +153,9 @@ def judge(network: SegDecLite, grey: NDArray[np.float32], scale: float) -> Defec
     x = torch.from_numpy(small)[None, None].to(next(network.parameters()).device)
     decision, map_logits = network(x.contiguous(memory_format=torch.channels_last))
     logits = np.ascontiguousarray(map_logits[0, 0].float().cpu().numpy())
-    return DefectMap(float(decision[0]), logits, *grey.shape, *small.shape)
+    # Both heads vote: on real surfaces the map's highest cell ranks faint defects better, the decision ranks oddities.
+    score = float(decision[0]) + float(logits.max())
+    return DefectMap(score, logits, *grey.shape, *small.shape)
 
 
 def _resize(image: NDArray[np.float32], height: int, width: int, interpolation: int) -> NDArray[np.float32]:

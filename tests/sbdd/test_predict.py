@@ -9,7 +9,8 @@ import torch
 
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import BundleError
-from sbdzsl.sbdd.predict import DefectMap, Detector, shrink
+from sbdzsl.sbdd.network import SegDecLite
+from sbdzsl.sbdd.predict import DefectMap, Detector, judge, shrink
 from tests.sbdd.surfaces import surface
 from tests.sbdd.test_network import trained_looking
 
@@ -95,6 +96,16 @@ def test_same_image_same_bits_whatever_ran_before() -> None:
     again = subject.detect(image)
     assert again.score == first.score
     assert np.array_equal(again.logits, first.logits)
+
+
+def test_the_score_is_the_sum_of_decision_and_map_peak() -> None:
+    network = SegDecLite(0.25).eval()
+    grey = np.random.default_rng(0).random((64, 96), dtype=np.float32)
+    with torch.inference_mode():
+        decision, logits = network(torch.from_numpy(grey)[None, None])
+    found = judge(network, grey, 1.0)
+    assert found.score == pytest.approx(float(decision[0]) + float(logits.max()), abs=1e-4)
+    assert found.logits.max() == pytest.approx(float(logits.max()), abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (1250, 500), (373, 249), (640, 1001)])
