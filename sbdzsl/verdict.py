@@ -102,7 +102,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one surface's SBDD says: `defect_score` is a sum of two logits, raw; defective where it exceeds `defect_threshold`.
+    """What one surface's SBDD says: `defect_score` is a sum of two logits, raw; a defect exceeds `defect_threshold`.
 
     `defect_probability` is calibrated on held-out images, None where they held no defect to calibrate with.
     """

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sbdzsl import cli, lake
+from sbdzsl import cli, datasets, lake
 from sbdzsl.inspector import Inspector
 from sbdzsl.verdict import VERDICT_SCHEMA
-from tests.conftest import SEEN, Trained
+from tests.conftest import SEEN, UNSEEN, Trained
 
 
 def test_inspect_prints_a_line_an_image(trained: Trained, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -107,3 +107,32 @@ def test_inspect_starts_without_ray(trained: Trained) -> None:
         "sys.exit(code or any(name == 'ray' or name.startswith('ray.') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_train_writes_a_bundle_that_inspects(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, bundle = tmp_path / "train.yaml", str(tmp_path / "bundle")
+    settings.write_text("router: {ce_vae_steps: 5, vaegan_steps: 2, hidden: 16}\ndetector: {width: 0.25, epochs: 1}\n")
+    words = ["train", "--manifest", trained.manifest_uri, "--bundle", bundle, "--config", str(settings), "--seed", "4"]
+    left_out = [word for surface in (*SEEN[1:], UNSEEN) for word in ("--unseen", surface)]
+    assert cli.main([*words, *left_out]) == 0
+    said = capsys.readouterr().out
+    assert SEEN[0] in said
+    assert "held-out images" in said
+    assert cli.main(["inspect", "--bundle", bundle, trained.manifest["uri"].to_pylist()[0]]) == 0
+    assert cli.main([*words, *left_out]) == 1
+    assert "bundle-exists" in capsys.readouterr().err
+
+
+def test_the_drawn_lake_and_the_mix_over_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn, manifest, out = str(tmp_path / "lake"), str(tmp_path / "m.parquet"), str(tmp_path / "mix")
+    assert cli.main(["datasets", "synthetic", "--out", drawn, "--images", "200", "--size", "64"]) == 0
+    assert cli.main(["ingest", "--adapter", "dagm", "--source", drawn, "--out", manifest]) == 0
+    assert cli.main(["datasets", "mix", "--manifest", manifest, "--unseen", "leather", "--out", out]) == 0
+    mixed = lake.read_manifest(f"{out}/manifest.parquet").to_pylist()
+    assert {row["split"] for row in mixed if row["surface"] == "leather"} == {"test"}
+    train = [row["label"] for row in mixed if row["surface"] == "cast_iron" and row["split"] == "train"]
+    assert train.count("defect") == train.count("benign") > 0
+    assert cli.main(["datasets", "list"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()[-5:]} == set(datasets.ADAPTERS)

@@ -1,7 +1,7 @@
 """The frozen trunk that turns a grey crop into stage maps: EfficientNet-Lite0, stem to s4, batch norms folded.
 
 Shapes: B crops, C channels, H x W pixels. 0.69 M parameters; total stride 16. The trunk is broad (ImageNet) on purpose:
-a net trained on the seen surfaces alone loses what tells a stranger (notes on SBAD, section 5).
+a net trained on the seen surfaces alone loses what tells a stranger.
 
 Padding is TensorFlow's "SAME": at stride 2 and even sizes the extra row and column are at the bottom and right;
 symmetric padding gives slightly wrong features. Zeros are added after normalisation, so they mean 127/255, not black.

@@ -31,9 +31,9 @@ MAP_THRESHOLD = "map_threshold"
 class DefectMap:
     """What a detector says about one image.
 
-    `score` is the decision logit plus the highest map logit: the sum of two opinions, raw. `logits` float32 [h, w] is the map; cell (i, j) covers network pixels
-    8i..8i+7, 8j..8j+7 of a network image of `network_height` x `network_width`, which is the whole source image of
-    `source_height` x `source_width` pixels, shrunk.
+    `score` is the decision logit plus the highest map logit: the sum of two opinions, raw. `logits` float32 [h, w] is
+    the map; cell (i, j) covers network pixels 8i..8i+7, 8j..8j+7 of a network image of `network_height` x
+    `network_width`, which is the whole source image of `source_height` x `source_width` pixels, shrunk.
     """
 
     score: float
