@@ -13,6 +13,7 @@ from sbdzsl.cluster.session import require_placeable, session
 from sbdzsl.config import AuditSettings
 from sbdzsl.errors import AuditError, ConfigError, LakeError
 from sbdzsl.inspector import Inspector
+from tests import hostile
 from tests.conftest import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -62,6 +63,16 @@ def test_every_image_gets_exactly_one_row_and_the_inspectors_verdict(
     for row in rows.to_dicts():
         alone = inspector.judge(row["image_id"], row["uri"]).to_row()
         assert {name: row[name] for name in SCORES} == {name: alone[name] for name in SCORES}
+
+
+def test_hostile_files_are_rows_with_the_right_code(trained: Trained, tmp_path: Path) -> None:
+    expected = {name: code for name, _, code in hostile.draw(tmp_path / "hostile") if not name.endswith(".gif")}
+    audit(trained, tmp_path / "hostile", tmp_path / "out")
+    rows = rows_below(tmp_path / "out")
+    assert sorted(Path(uri).name for uri in rows["uri"]) == sorted(expected)
+    for row in rows.to_dicts():
+        code = expected[Path(row["uri"]).name]
+        assert row["error_code"] == (code if isinstance(code, str) else None), row["uri"]
 
 
 def test_a_finished_audit_has_nothing_to_do(trained: Trained, archive: Path, tmp_path: Path) -> None:
