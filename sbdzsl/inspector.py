@@ -27,6 +27,10 @@ from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd.predict import DefectMap
 from sbdzsl.verdict import Detection, Route, Verdict
 
+#: glibc keeps freed memory up to twice the largest block (of at most 32 MB) that was ever freed. The maps of one image
+#: are above its first guess: they would be mapped, zeroed and given back for each image, a fifth of the time.
+_ALLOCATOR_HINT_BYTES = 31 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -58,6 +62,7 @@ class Inspector:
     """
 
     def __init__(self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu") -> None:
+        np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
         self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)
         self._thresholds: dict[str, Threshold] = {

@@ -19,7 +19,7 @@ from sbdzsl.config import RouterSettings
 from sbdzsl.sbad.backbone import Backbone
 
 #: Part of the cache key: raise it whenever `Embedder.embed` would give other numbers for the same image.
-EMBEDDING_VERSION = 1
+EMBEDDING_VERSION = 2
 
 # Below this standard deviation a channel counts as silent; without a floor, dead channels would turn into noise.
 _STD_FLOOR = 0.01
@@ -79,11 +79,14 @@ class Embedder:
             maps = [stage[0].permute(1, 2, 0).cpu().numpy() for stage in self.backbone(batch)]
         means, variances = [], []
         for stage in maps:
-            # numpy sums in one fixed order; along rows in float32, over rows in float64.
-            mean = stage.mean(1).mean(0, dtype=np.float64)
-            deviation = stage - mean.astype(np.float32)
+            height, width, channels = stage.shape
+            # Rows are summed first, then columns: long contiguous lines, one fixed order, the last sum in float64.
+            rows = stage.reshape(height, width * channels)
+            mean = rows.mean(0).reshape(width, channels).mean(0, dtype=np.float64)
+            deviation = rows - np.tile(mean.astype(np.float32), width)
+            deviation *= deviation
             means.append(mean)
-            variances.append((deviation * deviation).mean(1).mean(0, dtype=np.float64))
+            variances.append(deviation.mean(0).reshape(width, channels).mean(0, dtype=np.float64))
         return np.concatenate(means), np.concatenate(variances)
 
 
