@@ -44,4 +44,5 @@ def _draw(inspector: Inspector, loaded: Loaded, verdict: Verdict) -> NDArray[np.
     if verdict.surface is not None and verdict.verdict == "defect":
         _, found = inspector.detect(grey, verdict.surface)
         heat, map_threshold = found.heat(), inspector.bundle.detectors[verdict.surface].detector.map_threshold
-    return draw_overlay(grey, heat, map_threshold, verdict.regions, verdict.verdict, verdict.describe())
+    _, _, caption = verdict.describe().partition(" ")  # the strip says the verdict itself
+    return draw_overlay(grey, heat, map_threshold, verdict.regions, verdict.verdict, caption)
