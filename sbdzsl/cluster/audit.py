@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-import cv2
 import numpy as np
 import ray
 import ray.data
@@ -121,7 +120,6 @@ class ShardJudge:
 
     def __init__(self, plan: Plan, load_inspector: Callable[[], Inspector], readers: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        cv2.setNumThreads(threads)
         self._plan = plan
         self._inspector = load_inspector()
         self._readers = readers

@@ -68,13 +68,23 @@ def num_rows(out: Path) -> int:
     return pl.read_parquet(out / "parts" / "*.parquet", columns=["image_id"])["image_id"].n_unique()
 
 
+def submit(head: Head, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Submit and wait; tried again while the new cluster's agent, which takes jobs, is not up yet."""
+    command = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(REPOSITORY), "--"]
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run([*command, *words], env=head.environment, capture_output=True, text=True, timeout=300)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
+
+
 def test_ray_job_submit(head: Head, trained: Trained, tmp_path: Path) -> None:
     short = str(tmp_path / "short.parquet")
     lake.write_manifest(trained.manifest.slice(0, 24), short)
     out = tmp_path / "out"
     words = ["python", "jobs/audit.py", "--bundle", trained.bundle_url, "--manifest", short, "--out", str(out)]
-    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", str(REPOSITORY), "--"]
-    done = subprocess.run([*submit, *words], env=head.environment, capture_output=True, text=True, timeout=300)
+    done = submit(head, words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert num_rows(out) == 24
     assert "24 images, 24 rows, none missing, none doubled" in done.stdout
