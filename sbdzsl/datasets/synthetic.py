@@ -191,7 +191,9 @@ def _refuse_files(out_url: str) -> None:
 
 def _draw_in_processes(tasks: Iterator[_Task], workers: int) -> None:
     pending: set[Future[None]] = set()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
         for task in tasks:
             pending.add(pool.submit(_draw_task, task))
             if len(pending) >= 2 * workers:
@@ -204,7 +206,6 @@ def _draw_in_processes(tasks: Iterator[_Task], workers: int) -> None:
 
 def _draw_task(task: _Task) -> None:
     """Draw in this thread, write in others: a write waits for the disk or the store, not for the processor."""
-    cv2.setNumThreads(1)
     with ThreadPoolExecutor(_WRITERS) as pool:
         writes: list[Future[None]] = []
         for index in range(task.start, task.stop):

@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder."""
+"""One local Ray for the tests of a module, gone before others start: two on one machine fight for the agent's port."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Two CPUs and a small object store, on this machine alone."""
     ray.init(

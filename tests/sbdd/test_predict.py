@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -113,15 +112,13 @@ def test_number_of_threads_does_not_change_a_bit(shape: tuple[int, int]) -> None
     network = trained_looking(width=1.0).folded().channels_last()
     subject = Detector(DetectorSettings(scale=0.5), network, 0.0)
     image, outcomes = surface(3, True, shape).grey, []
-    before = torch.get_num_threads(), cv2.getNumThreads()
+    before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            cv2.setNumThreads(threads)
             outcomes.append(subject.detect(image))
     finally:
-        torch.set_num_threads(before[0])
-        cv2.setNumThreads(before[1])
+        torch.set_num_threads(before)
     for other in outcomes[1:]:
         assert other.score == outcomes[0].score
         assert np.array_equal(other.logits, outcomes[0].logits)
