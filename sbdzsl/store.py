@@ -56,9 +56,6 @@ class StoredFile:
         return f"{self.size_bytes}-{'' if self.modified_at is None else self.modified_at.isoformat()}"
 
 
-# --- places ---------------------------------------------------------------------------------------------------------
-
-
 def absolute_url(url: str) -> str:
     """A local path (or `file://` URL, or `~`) as an absolute plain path; any other URL as it is."""
     path = _local_path(url)
@@ -104,9 +101,6 @@ def _store(url: str) -> tuple[Any, str]:
         raise LakeError("unsupported-store", f"{shown(url)}: {error}") from None
 
 
-# --- errors and retries ---------------------------------------------------------------------------------------------
-
-
 def _is_transient(error: Exception) -> bool:
     """Whether the same call may succeed in a moment: lost connections, time-outs, an overloaded store."""
     if isinstance(error, botocore.exceptions.ClientError):
@@ -149,9 +143,6 @@ def _store_errors(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # each fsspec store has kinds of its own
         raise LakeError("unreachable", f"{place}: {type(error).__name__}: {error}") from error
-
-
-# --- reading and writing --------------------------------------------------------------------------------------------
 
 
 def exists(uri: str) -> bool:
@@ -338,9 +329,6 @@ def _replace_if_absent(temporary: Path, path: Path) -> bool:
         return False
     temporary.replace(path)
     return True
-
-
-# --- listing --------------------------------------------------------------------------------------------------------
 
 
 def list_files(url: str) -> list[StoredFile]:

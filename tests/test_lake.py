@@ -194,11 +194,11 @@ class TestLocal:
     def test_rings_of_links_end_and_links_are_followed(self, tmp_path):
         (tmp_path / "real").mkdir()
         (tmp_path / "real" / "a.png").touch()
-        (tmp_path / "root").mkdir()
-        (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
-        (tmp_path / "real" / "back").symlink_to(tmp_path / "root")
-        (tmp_path / "root" / "broken.png").symlink_to(tmp_path / "gone")
-        assert [file.uri for file in lake.list_files(str(tmp_path / "root"))] == [f"{tmp_path}/root/link/a.png"]
+        (tmp_path / "top").mkdir()
+        (tmp_path / "top" / "link").symlink_to(tmp_path / "real")
+        (tmp_path / "real" / "back").symlink_to(tmp_path / "top")
+        (tmp_path / "top" / "broken.png").symlink_to(tmp_path / "gone")
+        assert [file.uri for file in lake.list_files(str(tmp_path / "top"))] == [f"{tmp_path}/top/link/a.png"]
 
     def test_a_pipe_is_refused_at_once(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.png")
