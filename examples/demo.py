@@ -86,8 +86,8 @@ def compare(truth: dict[str, Truth], parts: Path) -> tuple[dict[str, int], bool]
     rows = pyarrow.dataset.dataset(str(parts)).to_table(columns=["uri", "verdict", "surface"]).to_pylist()
     verdicts = {Path(row["uri"]).name: row for row in rows}
     counts: Counter[str] = Counter()
-    for name, known in truth.items():
-        counts[outcome(known, verdicts[name]["verdict"], verdicts[name]["surface"])] += 1
+    for name in truth.keys() & verdicts.keys():
+        counts[outcome(truth[name], verdicts[name]["verdict"], verdicts[name]["surface"])] += 1
     print("\nagainst the truth:")
     for line in (
         f"  defects          found {counts['found']}, missed {counts['missed']}",

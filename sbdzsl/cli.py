@@ -1,6 +1,6 @@
 """`sbdzsl <verb>`: each verb parses its arguments and calls one function of the library.
 
-Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped by a limit, 130 interrupted. Errors go to
+Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 130 interrupted. Errors go to
 standard error; standard output carries what was asked for.
 """
 

@@ -14,7 +14,7 @@ class SbdzslError(Exception):
     """Root of all errors that sbdzsl raises on purpose.
 
     `CODES` maps each stable code of a class to its HTTP status; `exit_code` is what a command ends with:
-    1 the work failed, 2 the call is wrong, 3 stopped by a limit that the user set.
+    1 the work failed, 2 the call is wrong.
     """
 
     CODES: ClassVar[dict[str, int]] = {}

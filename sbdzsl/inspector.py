@@ -9,7 +9,6 @@ another batch, and a verdict must not depend on which images happened to arrive 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -72,10 +71,6 @@ class Inspector:
     def judge(self, image_id: str, uri: str, bit_depth: int | None = None) -> Verdict:
         """Read, decode and decide. A bad image is a verdict "error" with its code."""
         return self.decide(load_image(image_id, uri, self.bundle.settings.image, bit_depth))
-
-    def inspect(self, loaded: Sequence[Loaded]) -> list[Verdict]:
-        """Verdicts of loaded images, in their order."""
-        return [self.decide(one) for one in loaded]
 
     def decide(self, loaded: Loaded) -> Verdict:
         """Verdict of one loaded image."""

@@ -111,7 +111,7 @@ def make_plan(
 ) -> Plan:
     """Pin a new audit: write its manifest, then its plan. If another start was first, its plan is taken and checked."""
     num_images = manifest.num_rows
-    size = shard_size or max(MIN_SHARD_SIZE, min(MAX_SHARD_SIZE, math.ceil(num_images / MIN_SHARDS)))
+    size = shard_size or choose_shard_size(num_images)
     plan = Plan(out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now)
     lake.write_manifest(manifest, plan.manifest_uri, row_group_size=size)
     text = json.dumps(asdict(plan) | {"version": PLAN_VERSION}, indent=2)
@@ -121,6 +121,11 @@ def make_plan(
     assert pinned is not None
     require_same(pinned, source, bundle_digest, policy)
     return pinned
+
+
+def choose_shard_size(num_images: int) -> int:
+    """Images a shard: at least `MIN_SHARDS` shards where the archive is large enough, none above `MAX_SHARD_SIZE`."""
+    return max(MIN_SHARD_SIZE, min(MAX_SHARD_SIZE, math.ceil(num_images / MIN_SHARDS)))
 
 
 def require_same(plan: Plan, source: str, bundle_digest: str, policy: str | None) -> None:

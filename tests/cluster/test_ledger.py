@@ -34,12 +34,12 @@ def test_shards_cover_the_manifest_once_in_order(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 8), (200, 8), (10_000, 313), (1_000_000, 1024)])
-def test_shard_size_follows_the_archive(tmp_path: object, count: int, size: int) -> None:
-    small = ledger.make_plan(str(tmp_path), "/lake", "b", None, manifest(min(count, 10_000)), None, NOW)
-    if count <= 10_000:
-        assert small.shard_size == size
-    else:
-        assert size == ledger.MAX_SHARD_SIZE
+def test_shard_size_follows_the_archive(count: int, size: int) -> None:
+    assert ledger.choose_shard_size(count) == size
+
+
+def test_a_plan_chooses_its_shard_size(tmp_path: object) -> None:
+    assert plan_of(tmp_path, count=400, shard_size=None).shard_size == 13
 
 
 def test_a_part_is_written_once_and_done_means_it_exists(tmp_path: object) -> None:
