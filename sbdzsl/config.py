@@ -54,6 +54,7 @@ class RouterSettings(Settings):
 class DetectorSettings(Settings):
     """SBDD: network, training and decision of one surface's detector."""
 
+    network: Literal["lite", "reference"] = Field("lite", description="reference: the published one, 84 GMAC")
     width: float = Field(1.0, gt=0, le=4, description="the one dial of the network: all layer widths scale with it")
     scale: float | None = Field(None, gt=0, le=1, description="images are shrunk by this; none: chosen from their size")
     epochs: int = Field(40, ge=1)

@@ -23,9 +23,10 @@ from sbdzsl.errors import DataError, TrainingError
 from sbdzsl.metrics import average_precision
 from sbdzsl.sbdd.augment import DefectDrawer, augment
 from sbdzsl.sbdd.loss import balance, cell_targets, decision_loss, distance_weights, segmentation_loss
-from sbdzsl.sbdd.network import SegDecLite
+from sbdzsl.sbdd.network import NETWORKS, build_network
 from sbdzsl.sbdd.predict import DefectMap, Detector, judge, network_size, ready, shrink
 from sbdzsl.sbdd.sampling import BalancedBatches
+from sbdzsl.sbdd.segdec import SegDec
 
 #: An epoch is every positive once with as many negatives, yet at least so many images.
 MIN_EPOCH_IMAGES = 96
@@ -200,7 +201,7 @@ class _Training:
         self._decision_gradient = DECISION_GRADIENT if guided else 1.0
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self._network = SegDecLite(settings.width).to(device).channels_last()
+            self._network = build_network(settings).to(device).channels_last()
         self._mean = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._optimiser = torch.optim.AdamW(
             self._network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
@@ -225,9 +226,9 @@ class _Training:
                 progress(record)
         return history
 
-    def averaged(self) -> SegDecLite:
+    def averaged(self) -> SegDec:
         """The network with averaged weights, folded, ready for inference."""
-        network = SegDecLite.from_state(self._settings.width, self._mean, folded=False)
+        network = NETWORKS[self._settings.network].from_state(self._settings.width, self._mean, folded=False)
         return ready(network.folded(), self._device)
 
     def _record(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sbdzsl.sbdd.network import MAP_STRIDE
+from sbdzsl.sbdd.segdec import MAP_STRIDE
 
 #: At most this share of its cells is what the defect of one image weighs like; else one wide defect swamps a batch.
 DEFECT_SHARE_CAP = 0.03

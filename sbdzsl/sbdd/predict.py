@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import BundleError
-from sbdzsl.sbdd.network import MAP_STRIDE, SegDecLite
+from sbdzsl.sbdd.network import NETWORKS, build_network
+from sbdzsl.sbdd.segdec import MAP_STRIDE, SegDec
 from sbdzsl.verdict import Region
 
 #: Regions an image reports at most: the ones with the highest scores.
@@ -83,7 +84,7 @@ class DefectMap:
 class Detector:
     """One surface's trained detector: settings with `scale` resolved, folded network, map threshold (a logit)."""
 
-    def __init__(self, settings: DetectorSettings, network: SegDecLite, map_threshold: float | None = None) -> None:
+    def __init__(self, settings: DetectorSettings, network: SegDec, map_threshold: float | None = None) -> None:
         if settings.scale is None:
             raise ValueError("a detector needs a resolved scale; fit_detector resolves it")
         self.settings = settings
@@ -119,15 +120,15 @@ class Detector:
     def from_tensors(cls, settings: DetectorSettings, tensors: Mapping[str, Tensor], device: str = "cpu") -> Detector:
         """The detector whose `tensors()` these are. `BundleError` at names, shapes or values that cannot be."""
         with torch.device("meta"):
-            shapes = {name: value.shape for name, value in SegDecLite(settings.width, folded=True).state_dict().items()}
+            shapes = {name: value.shape for name, value in build_network(settings, folded=True).state_dict().items()}
         expected = {f"network.{name}": shape for name, shape in shapes.items()} | {MAP_THRESHOLD: torch.Size([1])}
         _check_tensors(expected, tensors)
         state = {name: tensors[f"network.{name}"] for name in shapes}
-        network = SegDecLite.from_state(settings.width, state, folded=True)
+        network = NETWORKS[settings.network].from_state(settings.width, state, folded=True)
         return cls(settings, ready(network, device), float(tensors[MAP_THRESHOLD][0]))
 
 
-def ready(network: SegDecLite, device: str) -> SegDecLite:
+def ready(network: SegDec, device: str) -> SegDec:
     """The network as inference wants it: in evaluation mode, without gradients, channels last, on `device`."""
     return network.eval().requires_grad_(False).to(device).channels_last()
 
@@ -147,7 +148,7 @@ def network_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def judge(network: SegDecLite, grey: NDArray[np.float32], scale: float) -> DefectMap:
+def judge(network: SegDec, grey: NDArray[np.float32], scale: float) -> DefectMap:
     """Run a network that is `ready` on one grey image, float32 [H, W] in [0, 1]."""
     small = shrink(grey, scale)
     x = torch.from_numpy(small)[None, None].to(next(network.parameters()).device)

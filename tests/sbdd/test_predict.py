@@ -8,10 +8,10 @@ import torch
 
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import BundleError
-from sbdzsl.sbdd.network import SegDecLite
+from sbdzsl.sbdd.lite import SegDecLite
 from sbdzsl.sbdd.predict import DefectMap, Detector, judge, shrink
 from tests.sbdd.surfaces import surface
-from tests.sbdd.test_network import trained_looking
+from tests.sbdd.test_lite import trained_looking
 
 SETTINGS = DetectorSettings(width=0.25, scale=0.5)
 

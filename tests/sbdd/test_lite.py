@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sbdzsl.sbdd.network import Flatten, SegDecLite, log_mean_exp, scale_gradient
+from sbdzsl.sbdd.lite import Flatten, SegDecLite, log_mean_exp
+from sbdzsl.sbdd.segdec import scale_gradient
 
 
 def trained_looking(width: float = 0.25, seed: int = 0) -> SegDecLite:
