@@ -56,16 +56,36 @@ class DetectorSettings(Settings):
 
     network: Literal["lite", "reference"] = Field("lite", description="reference: the published one, 84 GMAC")
     width: float = Field(1.0, gt=0, le=4, description="the one dial of the network: all layer widths scale with it")
+    start: Literal["pretrained", "random"] = Field("pretrained", description="weights to begin with, if there are any")
     scale: float | None = Field(None, gt=0, le=1, description="images are shrunk by this; none: chosen from their size")
     epochs: int = Field(40, ge=1)
     max_minutes: float = Field(5.0, gt=0, description="training stops in good order at this wall time")
+    patience: int | None = Field(None, ge=1, description="stop after so many validations without gain; none: never")
+    keep: Literal["averaged", "best"] = Field("averaged", description="weights kept: the last mean, or best validated")
     batch_size: int = Field(8, ge=2)
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd: constant rate, as published")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    sampling: Literal["frequency-of-use", "random"] = Field("frequency-of-use", description="of good images")
+    loss_balance: Literal["gradual", "published", "constant"] = Field(
+        "gradual", description="map loss to decision loss"
+    )
+    decision_gradient: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of the decision into the trunk, 0 stops it; none: 0.1, or 1 if nothing else guides",
+    )
     positive_weight: float = Field(10.0, gt=0, description="weight of defect pixels in the segmentation loss")
     distance_power: float = Field(1.0, ge=0, description="power of the distance transform that weighs defect pixels")
+    defect_share_cap: float = Field(
+        0.03, gt=0, le=1, description="share of its cells one image's defect weighs at most"
+    )
+    dice_weight: float = Field(0.2, ge=0, description="of the Dice term beside the cross-entropy of the map")
+    weak_weight: float = Field(0.25, ge=0, description="of the map loss of defective images without a mask")
     dilation_px: int = Field(7, ge=1, description="masks are dilated by this in training, in network pixels")
     drawn_defects: float = Field(0.5, ge=0, le=1, description="share of good training images that get a drawn defect")
+    augmentation: bool = Field(True, description="flips, small turns and zooms, light")
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: good images that may be called defective")
     threshold_policy: Literal["false-alarm-rate", "max-f1", "zero-misses"] = "false-alarm-rate"
 

@@ -16,6 +16,8 @@ from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sbdzsl.datasets.random_textures import random_texture
+
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -107,12 +109,27 @@ def move_patch(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
     return _blend(grey, turned, _soften(mask.astype(np.uint8) * 255, 0.7)), mask
 
 
+def draw_foreign(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """Another material showing through: islands of a random texture (DRAEM, Zavrtanik et al. 2021)."""
+    near = _ellipse(grey.shape, generator, 0.04, 0.25)
+    noise = _perlin(grey.shape, generator)
+    mask = near & (noise > np.quantile(noise[near], generator.uniform(0.2, 0.7)))
+    mask = mask if mask.any() else near
+    inside = grey[mask]
+    spread = max(float(inside.std()), 0.01) * np.exp(generator.uniform(-0.7, 0.9))
+    shift = generator.choice([-1.0, 1.0]) * generator.uniform(0, 3) * spread
+    other = random_texture(grey.shape, generator) * np.float32(spread) + np.float32(inside.mean() + shift)
+    opacity = np.float32(generator.uniform(0.5, 1)) * _soften(mask.astype(np.uint8) * 255, 0.7)
+    return _blend(grey, other, opacity), mask
+
+
 DRAWN_KINDS: tuple[Callable[[Grey, np.random.Generator], tuple[Grey, Mask]], ...] = (
     draw_stroke,
     draw_blob,
     draw_ellipse,
     change_texture,
     move_patch,
+    draw_foreign,
 )
 
 
@@ -185,6 +202,17 @@ def _ellipse(shape: tuple[int, ...], generator: np.random.Generator, smallest: f
     turn = float(generator.uniform(0, 180))
     cv2.ellipse(canvas, centre, (int(axes[0]), int(axes[1])), turn, 0, 360, 255, -1)
     return canvas > 0
+
+
+def _perlin(shape: tuple[int, ...], generator: np.random.Generator) -> Grey:
+    """Smooth noise of a few octaves, the coarsest with cells of 8 to 64 pixels."""
+    noise = np.zeros(shape, np.float32)
+    cell = float(np.exp(generator.uniform(np.log(8), np.log(64))))
+    for octave in range(3):
+        rows, columns = (max(2, int(side * 2**octave / cell)) for side in shape)
+        grid = generator.standard_normal((rows, columns), np.float32)
+        noise += cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC) / np.float32(2**octave)
+    return noise
 
 
 def _soften(canvas: NDArray[np.uint8], sigma: float) -> Grey:

@@ -7,6 +7,7 @@ section 3; `README.md` in this folder lists the departures.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,16 +16,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sbdzsl.config import DetectorSettings
 from sbdzsl.sbdd.segdec import MAP_STRIDE
-
-#: At most this share of its cells is what the defect of one image weighs like; else one wide defect swamps a batch.
-DEFECT_SHARE_CAP = 0.03
 
 #: The cap never makes a defective cell weigh less than this, so that even a defect as large as the image is learned.
 DEFECT_WEIGHT_FLOOR = 0.1
 
-#: Weight of the Dice term beside the cross-entropy.
-DICE_WEIGHT = 0.2
+#: A defect nobody drew is looked for in this share of the map's cells: the highest ones.
+WEAK_SHARE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +48,37 @@ def distance_weights(mask: NDArray[np.bool_], power: float) -> NDArray[np.float3
     return np.where(mask, (distance / distance.max()) ** power, 0).astype(np.float32)
 
 
-def cell_targets(mask: Tensor, sureness: Tensor, positive_weight: float) -> CellTargets:
+def cell_targets(mask: Tensor, sureness: Tensor, settings: DetectorSettings) -> CellTargets:
     """Bring masks to map cells.
 
     `mask` [B, 1, H, W] of 0 and 1, `sureness` the distance weights of it. A cell's target is the defective share of
     its pixels, its weight the mean of the pixels' weights: 1 outside, `positive_weight` times sureness inside. The
-    defective cells of one image together weigh at most like `DEFECT_SHARE_CAP` of its cells at `positive_weight`.
+    defective cells of one image together weigh at most like `defect_share_cap` of its cells at `positive_weight`.
     """
     pad = (0, -mask.shape[-1] % MAP_STRIDE, 0, -mask.shape[-2] % MAP_STRIDE)
     planes = F.pad(torch.cat([mask, sureness * mask], dim=1), pad, mode="replicate")
     pooled = F.avg_pool2d(planes, MAP_STRIDE)
     defect, sure = pooled[:, :1], pooled[:, 1:]
-    inside = positive_weight * sure
-    budget = DEFECT_SHARE_CAP * positive_weight * defect[0].numel()
+    inside = settings.positive_weight * sure
+    budget = settings.defect_share_cap * settings.positive_weight * defect[0].numel()
     shrink = (budget / inside.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)).clamp_max(1)
     inside = torch.where(shrink < 1, torch.maximum(inside * shrink, DEFECT_WEIGHT_FLOOR * defect), inside)
     return CellTargets(defect, (1 - defect) + inside)
 
 
-def segmentation_loss(map_logits: Tensor, targets: CellTargets, known: Tensor) -> Tensor:
+def segmentation_loss(map_logits: Tensor, targets: CellTargets, known: Tensor, dice_weight: float) -> Tensor:
     """Weighted cross-entropy plus Dice on the map; a scalar.
 
     `map_logits` [B, 1, h, w]; `known` [B], 0 for a defective image without a mask: it says nothing about cells and
     contributes nothing (gamma of equation 2 of Bozic et al. 2021), while good images always teach an empty map.
-    L = mean(w * BCE) + 0.2 * mean over images with a defect of (1 - (2 sum pt + 1) / (sum p + sum t + 1)).
+    L = mean(w * BCE) + dice_weight * mean over images with a defect of (1 - (2 sum pt + 1) / (sum p + sum t + 1)).
     """
     entropy = F.binary_cross_entropy_with_logits(map_logits, targets.defect, reduction="none") * targets.weight
     entropy = (entropy.mean(dim=(1, 2, 3)) * known).sum() / known.sum().clamp_min(1)
     p, t = map_logits.sigmoid(), targets.defect
     overlap = (2 * (p * t).sum(dim=(1, 2, 3)) + 1) / (p.sum(dim=(1, 2, 3)) + t.sum(dim=(1, 2, 3)) + 1)
     drawn = known * (t.amax(dim=(1, 2, 3)) > 0)
-    return entropy + DICE_WEIGHT * ((1 - overlap) * drawn).sum() / drawn.sum().clamp_min(1)
+    return entropy + dice_weight * ((1 - overlap) * drawn).sum() / drawn.sum().clamp_min(1)
 
 
 def decision_loss(decision_logits: Tensor, defective: Tensor) -> Tensor:
@@ -90,10 +89,24 @@ def decision_loss(decision_logits: Tensor, defective: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(decision_logits, defective)
 
 
-def balance(progress: float) -> tuple[float, float]:
+def weak_map_loss(map_logits: Tensor, defective: Tensor, known: Tensor) -> Tensor:
+    """Says of images whose defect nobody drew that it is somewhere; a scalar.
+
+    -log sigmoid of the mean of the highest `WEAK_SHARE` of the map [B, 1, h, w] (one cell at least), over defective
+    images [B] whose cells are not `known` [B]; 0 without such images. Multiple-instance learning by top-k pooling.
+    """
+    weak = defective * (1 - known)
+    cells = map_logits.flatten(1)
+    highest = cells.topk(max(1, round(WEAK_SHARE * cells.shape[1])), dim=1).values.mean(dim=1)
+    return (F.softplus(-highest) * weak).sum() / weak.sum().clamp_min(1)
+
+
+def balance(progress: float, schedule: Literal["gradual", "published", "constant"]) -> tuple[float, float]:
     """Weights of segmentation and decision loss at `progress` in 0..1: first the map, then the decision.
 
-    Equation 3 of Bozic et al. 2021 has 1 - progress and progress. Here the map keeps half of its weight to the end,
-    and the decision starts at 0.2, since its gradient hardly reaches the trunk.
+    `published`: 1 - progress and progress (equation 3 of Bozic et al. 2021). `gradual`: the map keeps half of its
+    weight to the end, and the decision starts at 0.2, since its gradient hardly reaches the trunk. `constant`: 1 and 1.
     """
-    return 1 - 0.5 * progress, 0.2 + 0.8 * progress
+    if schedule == "published":
+        return 1 - progress, progress
+    return (1 - 0.5 * progress, 0.2 + 0.8 * progress) if schedule == "gradual" else (1.0, 1.0)

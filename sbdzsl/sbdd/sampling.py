@@ -22,14 +22,17 @@ class FrequencySampler:
     `count` possible outcomes; where `count` exceeds n, every negative is used once before any is used again.
     """
 
-    def __init__(self, num_negatives: int, generator: np.random.Generator) -> None:
+    def __init__(self, num_negatives: int, generator: np.random.Generator, by_use: bool = True) -> None:
         if num_negatives < 1:
             raise ValueError("a sampler needs at least one negative")
         self.uses = np.zeros(num_negatives, np.int64)
         self._generator = generator
+        self._by_use = by_use
 
     def log_weights(self) -> NDArray[np.float64]:
-        """Logarithms [n] of the unnormalised probabilities of the next draw."""
+        """Logarithms [n] of the unnormalised probabilities of the next draw; all alike without `by_use`."""
+        if not self._by_use:
+            return np.zeros(len(self.uses))
         likelihood = 1.0 - self.uses / max(1, int(self.uses.max()))
         likelihood = np.clip(likelihood - np.median(likelihood) + 1.0, 1e-6, None)
         return 4.0 * np.log(len(self.uses)) * np.log(likelihood)
@@ -60,6 +63,7 @@ class BalancedBatches:
         sizes: Sequence[tuple[int, int]],
         batch_size: int,
         generator: np.random.Generator,
+        by_use: bool = True,
     ) -> None:
         self._positives = np.asarray(positives, np.int64)
         self._negatives = np.asarray(negatives, np.int64)
@@ -67,7 +71,7 @@ class BalancedBatches:
         self._num_positives = batch_size // 2 if len(self._positives) else 0
         self._num_negatives = batch_size - self._num_positives
         self._generator = generator
-        self._sampler = FrequencySampler(len(self._negatives), generator)
+        self._sampler = FrequencySampler(len(self._negatives), generator, by_use)
         self._turn = np.zeros(0, np.int64)
 
     def draw(self, num_batches: int) -> list[NDArray[np.int64]]:
@@ -76,6 +80,15 @@ class BalancedBatches:
         while len(batches) < num_batches:
             batches.extend(self._draw_together(min(BATCHES_PER_DRAW, num_batches - len(batches))))
         return batches
+
+    def state(self) -> dict[str, list[int]]:
+        """Where the turns stand, as plain values; the generator's state is the caller's."""
+        return {"uses": self._sampler.uses.tolist(), "turn": self._turn.tolist()}
+
+    def restore(self, state: dict[str, list[int]]) -> None:
+        """Go on from a `state()`."""
+        self._sampler.uses = np.array(state["uses"], np.int64)
+        self._turn = np.array(state["turn"], np.int64)
 
     def _draw_together(self, num_batches: int) -> list[NDArray[np.int64]]:
         negatives = self._negatives[self._sampler.draw(num_batches * self._num_negatives)]

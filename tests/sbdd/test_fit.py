@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,10 @@ from sbdzsl.sbdd.fit import (
     Progress,
     choose_map_threshold,
     choose_scale,
-    dilate,
     fit_detector,
-    one_cycle,
 )
 from sbdzsl.sbdd.predict import DefectMap
+from sbdzsl.sbdd.trainer import Prepared, Trainer, dilate, one_cycle
 from tests.sbdd.surfaces import TINY, surface, surfaces
 
 QUICK = TINY.model_copy(update={"epochs": 1, "drawn_defects": 0.5})
@@ -183,3 +184,111 @@ def test_one_cycle_rises_then_falls_to_nothing() -> None:
     assert rates.argmax() == 25
     assert rates[25] == pytest.approx(1)
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def stop_after(epoch: int) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.epoch == epoch:
+            raise KilledError
+
+    return stop
+
+
+def test_an_interrupted_training_goes_on_and_ends_as_if_it_had_run_through(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sbdzsl.sbdd.trainer.CHECKPOINT_EVERY_S", 0.0)
+    images, val, url = surfaces(0, 9, 4), surfaces(100, 4, 2), str(tmp_path / "checkpoint")
+    settings = TINY.model_copy(update={"epochs": 4, "keep": "best"})
+    through = fit_detector(images, val, settings, seed=3)
+    with pytest.raises(KilledError):
+        fit_detector(images, val, settings, 3, stop_after(2), checkpoint_url=url)
+    seen: list[Progress] = []
+    resumed = fit_detector(images, val, settings, 3, seen.append, checkpoint_url=url)
+    assert [record.epoch for record in seen] == [3, 4]
+    assert [record.epoch for record in resumed.history] == [1, 2, 3, 4]
+    ours, theirs = resumed.detector.tensors(), through.detector.tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    seen.clear()
+    again = fit_detector(images, val, settings, 3, seen.append, checkpoint_url=url).detector.tensors()
+    assert seen == [], "a finished training has nothing left to do"
+    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed_from(tmp_path: Path) -> None:
+    images, val, url = surfaces(0, 6, 3), surfaces(100, 3, 2), str(tmp_path / "checkpoint")
+    fit_detector(images, val, QUICK, 0, checkpoint_url=url)
+    for train, settings, seed in (
+        (images[1:], QUICK, 0),
+        (images, QUICK.model_copy(update={"learning_rate": 1e-3}), 0),
+        (images, QUICK, 1),
+    ):
+        seen: list[Progress] = []
+        fit_detector(train, val, settings, seed, seen.append, checkpoint_url=url)
+        assert [record.epoch for record in seen] == [1]
+    Path(url).write_bytes(Path(url).read_bytes()[:-50])
+    fit_detector(images, val, QUICK, 1, seen.append, checkpoint_url=url)
+    assert len(seen) == 2, "a damaged checkpoint begins anew"
+
+
+def test_training_stops_when_validation_gains_nothing_more() -> None:
+    settings = TINY.model_copy(update={"epochs": 40, "patience": 2})
+    history = fit_detector(surfaces(0, 16, 8), surfaces(100, 12, 6), settings, seed=0).history
+    measured = [record.val_ap for record in history if record.val_ap is not None]
+    assert len(history) < 40
+    assert max(measured[-2:]) <= max(measured[:-2])
+
+
+def test_the_best_weights_are_those_of_the_best_validation() -> None:
+    settings = TINY.model_copy(update={"epochs": 16, "learning_rate": 0.03, "keep": "best", "drawn_defects": 0.9})
+    fitted = fit_detector(surfaces(0, 12, 4), surfaces(100, 30, 15), settings, seed=1)
+    kept = average_precision(fitted.val_labels, fitted.val_scores)
+    assert kept == max(record.val_ap for record in fitted.history if record.val_ap is not None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimiser": "sgd", "learning_rate": 0.05},
+        {"sampling": "random"},
+        {"loss_balance": "published"},
+        {"decision_gradient": 0.0},
+        {"distance_power": 0.0},
+        {"dilation_px": 15},
+        {"dice_weight": 0.0},
+        {"defect_share_cap": 1.0},
+        {"augmentation": False},
+        {"start": "random", "width": 1.0},
+    ],
+    ids=str,
+)
+def test_each_part_of_the_recipe_is_an_option_that_trains_other_weights(changed) -> None:
+    images, val = surfaces(0, 6, 3), surfaces(100, 3, 2)
+    base = QUICK.model_copy(update={key: 1.0 for key in changed if key == "width"})
+    ours, theirs = (
+        fit_detector(images, val, settings, seed=0).detector.tensors()
+        for settings in (base, base.model_copy(update=changed))
+    )
+    assert not all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_weak_labels_move_the_map_of_images_without_a_mask() -> None:
+    images, val = surfaces(0, 8, 8, masked=False), surfaces(100, 3, 2)
+    ours, theirs = (
+        fit_detector(images, val, QUICK.model_copy(update={"weak_weight": weight}), seed=0).detector.tensors()
+        for weight in (0.0, 1.0)
+    )
+    assert not torch.equal(ours["network.map.weight"], theirs["network.map.weight"])
+
+
+def test_the_decision_guides_the_trunk_alone_where_nothing_else_does() -> None:
+    def gradient(images, **changed) -> float:
+        prepared = [Prepared(i.image_id, i.grey, i.defective, i.mask) for i in images]
+        return Trainer(prepared, QUICK.model_copy(update=changed), 0, "cpu").decision_gradient
+
+    assert gradient(surfaces(0, 3, 2)) == 0.1
+    assert gradient(surfaces(0, 3, 2, masked=False)) == 0.1
+    assert gradient(surfaces(0, 3, 2, masked=False), drawn_defects=0.0) == 1.0
+    assert gradient(surfaces(0, 3, 2), decision_gradient=0.0) == 0.0

@@ -1,0 +1,328 @@
+"""The training loop of one detector: steps, averaged weights, validation, early stop, checkpoints.
+
+Same images, settings, seed and number of threads: the same weights, as long as the time limit does not bite; resumed
+from a checkpoint or run through.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sbdzsl.config import DetectorSettings
+from sbdzsl.errors import TrainingError
+from sbdzsl.metrics import average_precision
+from sbdzsl.sbdd.augment import DefectDrawer, augment
+from sbdzsl.sbdd.checkpoint import Checkpoint, CheckpointFile
+from sbdzsl.sbdd.loss import balance, cell_targets, decision_loss, distance_weights, segmentation_loss, weak_map_loss
+from sbdzsl.sbdd.network import NETWORKS, build_network
+from sbdzsl.sbdd.predict import judge, ready
+from sbdzsl.sbdd.sampling import BalancedBatches
+from sbdzsl.sbdd.segdec import SegDec
+from sbdzsl.sbdd.start import start_weights
+
+#: An epoch is every positive once with as many negatives, yet at least so many images.
+MIN_EPOCH_IMAGES = 96
+
+#: What the decision's gradient is multiplied by on its way into the trunk, if there is a mask or drawing to learn from.
+DECISION_GRADIENT = 0.1
+
+#: The averaged weights of a run are a running mean over about this many steps.
+AVERAGED_STEPS = 50
+
+#: Share of the steps in which the learning rate rises, and what it starts from, as a share of its peak.
+WARM_UP, START_RATE = 0.25, 0.04
+
+MAX_GRADIENT_NORM = 5.0
+
+#: Validation runs about this often in a training.
+NUM_VALIDATIONS = 8
+
+#: A checkpoint is written after an epoch if the last one is older than this.
+CHECKPOINT_EVERY_S = 30.0
+
+#: The first steps fill caches and choose kernels: they say little about the time of the others.
+WARM_STEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training image in network pixels; `mask` as it was labelled, None where nobody drew it."""
+
+    image_id: str
+    grey: NDArray[np.float32]
+    defective: bool
+    mask: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands after an epoch; mean losses of it, `val_ap` None where it was not or cannot be measured.
+
+    `epochs` is how many are planned by now: fewer than the settings say where the time limit bites.
+    """
+
+    epoch: int
+    epochs: int
+    segmentation_loss: float
+    decision_loss: float
+    val_ap: float | None
+    seconds: float
+
+
+class _Clock:
+    """Plans how many steps fit into `limit_s` seconds, of which `spent_s` went before."""
+
+    def __init__(self, limit_s: float, spent_s: float) -> None:
+        self._limit_s = limit_s
+        self._started = time.monotonic() - spent_s
+        self._spent_s = self._warm_s = spent_s
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def affordable_steps(self, step: int, first: int) -> int:
+        """Steps that fit in all, those up to `step` done since `first`; the first, slow and few, are not judged by."""
+        elapsed = self.elapsed_s()
+        if step - first <= WARM_STEPS:
+            self._warm_s = elapsed
+        if elapsed >= self._limit_s:
+            return step
+        if step - first < 2 * WARM_STEPS:
+            return sys.maxsize
+        return step + int((self._limit_s - elapsed) * (step - first - WARM_STEPS) / (elapsed - self._warm_s))
+
+
+class Trainer:
+    """One training: network, running mean of its weights, optimiser, batches, and where it stands."""
+
+    def __init__(self, images: Sequence[Prepared], settings: DetectorSettings, seed: int, device: str) -> None:
+        self._images = images
+        self._settings = settings
+        self._device = torch.device(device)
+        self._generator = np.random.default_rng(seed)
+        self._drawer = DefectDrawer([(i.grey, i.mask) for i in images if i.mask is not None])
+        positives = [index for index, image in enumerate(images) if image.defective]
+        negatives = [index for index, image in enumerate(images) if not image.defective]
+        sizes = [image.grey.shape[:2] for image in images]
+        by_use = settings.sampling == "frequency-of-use"
+        self._batches = BalancedBatches(positives, negatives, sizes, settings.batch_size, self._generator, by_use)
+        self._steps_per_epoch = math.ceil(max(2 * len(positives), MIN_EPOCH_IMAGES) / settings.batch_size)
+        self.decision_gradient = _decision_gradient(images, settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self._network = build_network(settings)
+        if settings.start == "pretrained" and (weights := start_weights(settings)) is not None:
+            self._network.load_state_dict(weights)
+        self._network = self._network.to(self._device).channels_last()
+        self._mean = {name: value.clone() for name, value in self._network.state_dict().items()}
+        self._best: dict[str, Tensor] = {}
+        self._optimiser = _optimiser(self._network, settings)
+        self._step_number = 0
+        self._history: list[Progress] = []
+
+    def run(
+        self, val: Sequence[Prepared], progress: Callable[[Progress], None] | None, checkpoints: CheckpointFile | None
+    ) -> tuple[SegDec, tuple[Progress, ...]]:
+        """Train to the planned end, to the time limit or until validation stops to gain; the network and each epoch."""
+        if checkpoints is not None and (found := checkpoints.load()) is not None:
+            self._restore(found)
+        clock = _Clock(60 * self._settings.max_minutes, self._history[-1].seconds if self._history else 0.0)
+        planned = self._settings.epochs * self._steps_per_epoch
+        total, first, saved_s = planned, self._step_number, clock.elapsed_s()
+        while self._step_number < total and not self._has_stalled():
+            losses: list[tuple[float, float]] = []
+            for batch in self._batches.draw(self._steps_per_epoch):
+                losses.append(self._step(batch, total))
+                total = min(planned, clock.affordable_steps(self._step_number, first))
+                if self._step_number >= total:
+                    break
+            record = self._record(total, losses, val, clock.elapsed_s())
+            is_last = self._step_number >= total or self._has_stalled()
+            if checkpoints is not None and (is_last or clock.elapsed_s() - saved_s > CHECKPOINT_EVERY_S):
+                checkpoints.save(self._checkpoint())
+                saved_s = clock.elapsed_s()
+            if progress is not None:
+                progress(record)
+        return self._inference_network(self._best or self._mean), tuple(self._history)
+
+    def _inference_network(self, weights: dict[str, Tensor]) -> SegDec:
+        """A network with these weights, folded, ready for inference."""
+        network = NETWORKS[self._settings.network].from_state(self._settings.width, weights, folded=False)
+        return ready(network.folded(), str(self._device))
+
+    def _has_stalled(self) -> bool:
+        """Whether the last `patience` validations did not beat the best one before them."""
+        patience = self._settings.patience
+        measured = [record.val_ap for record in self._history if record.val_ap is not None]
+        if patience is None or len(measured) <= patience:
+            return False
+        return max(measured[-patience:]) <= max(measured[:-patience])
+
+    def _record(
+        self, total: int, losses: list[tuple[float, float]], val: Sequence[Prepared], seconds: float
+    ) -> Progress:
+        epoch, epochs = len(self._history) + 1, math.ceil(total / self._steps_per_epoch)
+        segmentation, decision = np.mean(losses, axis=0).tolist()
+        val_ap = None
+        if epoch == epochs or epoch % max(1, epochs // NUM_VALIDATIONS) == 0:
+            network = self._inference_network(self._mean)
+            scores = np.array([judge(network, image.grey, 1.0).score for image in val], np.float64)
+            val_ap = average_precision(np.array([image.defective for image in val], np.bool_), scores)
+            best = max((record.val_ap or 0.0 for record in self._history), default=0.0)
+            # At a tie the later weights: they have seen more.
+            if self._settings.keep == "best" and val_ap is not None and val_ap >= best:
+                self._best = {name: value.clone() for name, value in self._mean.items()}
+        self._history.append(Progress(epoch, epochs, segmentation, decision, val_ap, seconds))
+        return self._history[-1]
+
+    def _step(self, batch: NDArray[np.int64], total: int) -> tuple[float, float]:
+        """One step of the optimiser; segmentation and decision loss."""
+        done = self._step_number / total
+        for group in self._optimiser.param_groups:
+            constant = self._settings.optimiser == "sgd"
+            group["lr"] = self._settings.learning_rate * (1.0 if constant else one_cycle(done))
+        grey, planes, defective, known = self._assemble([self._images[index] for index in batch])
+        if self._settings.augmentation:
+            grey, planes = augment(grey, planes, self._generator)
+        targets = cell_targets((planes[:, :1] > 0.5).float(), planes[:, 1:], self._settings)
+        self._network.train()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            x = grey.contiguous(memory_format=torch.channels_last)
+            decision_logits, map_logits = self._network(x, self.decision_gradient)
+        segmentation = segmentation_loss(map_logits.float(), targets, known, self._settings.dice_weight)
+        segmentation = segmentation + self._settings.weak_weight * weak_map_loss(map_logits.float(), defective, known)
+        decision = decision_loss(decision_logits.float(), defective)
+        segmentation_weight, decision_weight = balance(done, self._settings.loss_balance)
+        loss = segmentation_weight * segmentation + decision_weight * decision
+        if not torch.isfinite(loss):
+            raise self._not_finite(batch, decision_logits, map_logits, loss)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT_NORM)
+        self._optimiser.step()
+        self._average()
+        self._step_number += 1
+        return segmentation.item(), decision.item()
+
+    def _not_finite(
+        self, batch: NDArray[np.int64], decision_logits: Tensor, map_logits: Tensor, loss: Tensor
+    ) -> TrainingError:
+        """Names the images whose own outcome is not finite; all of the batch where each outcome by itself is."""
+        finite = torch.isfinite(decision_logits) & torch.isfinite(map_logits).all(dim=(1, 2, 3))
+        culprits = [index for index, fine in zip(batch, finite.tolist(), strict=True) if not fine]
+        names = ", ".join(self._images[index].image_id for index in culprits or batch)
+        return TrainingError(
+            "not-finite",
+            f"the loss at step {self._step_number} is {loss.item()}; images: {names}. Look at them, or lower "
+            f"learning_rate (found {self._settings.learning_rate})",
+        )
+
+    def _assemble(self, images: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images as grey [B, 1, H, W], mask and sureness [B, 2, H, W], labels [B], and who knows its cells [B].
+
+        Smaller images are mirrored up to the largest, mask and all, so that no pixel is other than surface.
+        """
+        height = max(image.grey.shape[0] for image in images)
+        width = max(image.grey.shape[1] for image in images)
+        stack, defective, known = [], [], []
+        for image in images:
+            grey, mask = image.grey, image.mask
+            if not image.defective and self._generator.random() < self._settings.drawn_defects:
+                grey, mask = self._drawer.draw(grey, self._generator)
+            defective.append(image.defective or mask is not None)
+            known.append(not image.defective or mask is not None)
+            mask = np.zeros(grey.shape, np.bool_) if mask is None else dilate(mask, self._settings.dilation_px)
+            planes = np.dstack([grey, mask, distance_weights(mask, self._settings.distance_power)])
+            bottom, right = height - grey.shape[0], width - grey.shape[1]
+            stack.append(cv2.copyMakeBorder(planes, 0, bottom, 0, right, cv2.BORDER_REFLECT))
+        batch = torch.from_numpy(np.stack(stack))
+        if self._device.type == "cuda":
+            batch = batch.pin_memory()
+        batch = batch.to(self._device, torch.float32, non_blocking=True).permute(0, 3, 1, 2)
+        labels = torch.tensor([defective, known], dtype=torch.float32, device=self._device)
+        return batch[:, :1], batch[:, 1:], labels[0], labels[1]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the running mean towards the weights: a plain mean at first, then over `AVERAGED_STEPS`."""
+        share = 1 / min(self._step_number + 1, AVERAGED_STEPS)
+        for name, value in self._network.state_dict().items():
+            if value.is_floating_point():
+                self._mean[name].lerp_(value, share)
+            else:
+                self._mean[name].copy_(value)
+
+    def _checkpoint(self) -> Checkpoint:
+        groups: dict[str, dict[str, Tensor]] = {
+            "network": self._network.state_dict(),
+            "mean": self._mean,
+            "best": self._best,
+            "optimiser": {
+                f"{index}.{name}": value
+                for index, values in self._optimiser.state_dict()["state"].items()
+                for name, value in values.items()
+                if value is not None
+            },
+        }
+        state: dict[str, Any] = {
+            "step": self._step_number,
+            "history": [asdict(record) for record in self._history],
+            "generator": self._generator.bit_generator.state,
+            "batches": self._batches.state(),
+        }
+        return Checkpoint(groups, state)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        tensors, state = checkpoint.tensors, checkpoint.state
+        self._network.load_state_dict(tensors["network"])
+        self._mean = {name: value.to(self._device) for name, value in tensors["mean"].items()}
+        self._best = {name: value.to(self._device) for name, value in tensors.get("best", {}).items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.get("optimiser", {}).items():
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
+        self._optimiser.load_state_dict(self._optimiser.state_dict() | {"state": moments})
+        self._step_number = state["step"]
+        self._history = [Progress(**record) for record in state["history"]]
+        self._generator.bit_generator.state = state["generator"]
+        self._batches.restore(state["batches"])
+
+
+def one_cycle(progress: float) -> float:
+    """Learning rate as a share of its peak at `progress` in 0..1: up along a cosine, then down to 0 (Smith 2018)."""
+    if progress < WARM_UP:
+        return START_RATE + (1 - START_RATE) * 0.5 * (1 - math.cos(math.pi * progress / WARM_UP))
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def dilate(mask: NDArray[np.bool_], size_px: int) -> NDArray[np.bool_]:
+    """A mask [H, W] widened by a disc of diameter `size_px`; it stays a mask of True and False."""
+    if size_px == 1:
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size_px, size_px))
+    return cv2.dilate(mask.view(np.uint8), disc).astype(np.bool_)
+
+
+def _decision_gradient(images: Sequence[Prepared], settings: DetectorSettings) -> float:
+    """The setting; by default a tenth where masks or drawings guide the trunk, all of it where nothing else does."""
+    if settings.decision_gradient is not None:
+        return settings.decision_gradient
+    guided = settings.drawn_defects > 0 or any(image.mask is not None for image in images)
+    return DECISION_GRADIENT if guided else 1.0
+
+
+def _optimiser(network: SegDec, settings: DetectorSettings) -> torch.optim.Optimizer:
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
