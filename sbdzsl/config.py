@@ -63,6 +63,9 @@ class DetectorSettings(Settings):
     patience: int | None = Field(None, ge=1, description="stop after so many validations without gain; none: never")
     keep: Literal["averaged", "best"] = Field("averaged", description="weights kept: the last mean, or best validated")
     batch_size: int = Field(8, ge=2)
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the convolutions in training; auto: bfloat16 where the processor has it"
+    )
     optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd: constant rate, as published")
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -1,6 +1,6 @@
 """What training does to images: defects drawn or pasted into good ones, then geometry and light on image and mask.
 
-Shapes: `B` images, `H`, `W` network pixels. Grey is float32 in [0, 1]. Everything random comes from the generator that
+Shapes: `H`, `W` network pixels. Grey is float32 in [0, 1]. Everything random comes from the generator that
 is passed in: same generator state, same bytes.
 """
 
@@ -10,11 +10,7 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-import torch
-from kornia.enhance import adjust_brightness, adjust_contrast
-from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sbdzsl.datasets.random_textures import random_texture
 
@@ -133,33 +129,25 @@ DRAWN_KINDS: tuple[Callable[[Grey, np.random.Generator], tuple[Grey, Mask]], ...
 )
 
 
-def augment(grey: Tensor, planes: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Flip, turn, zoom and relight a batch.
+def augment(planes: Grey, generator: np.random.Generator) -> Grey:
+    """Flip, turn, zoom and relight one image with whatever belongs to its pixels.
 
-    `grey` [B, 1, H, W] in [0, 1], `planes` [B, P, H, W] whatever belongs to its pixels (mask, weights): they move
-    together, and light touches the grey alone. Both come back in their shapes; grey is again in [0, 1].
+    `planes` float32 [H, W, P]: first the grey in [0, 1], then mask and weights, which move with it; light touches the
+    grey alone. Comes back in its shape, the grey again in [0, 1]. What a turn brings in from outside is mirrored.
     """
-    together = torch.cat([grey, planes], dim=1)
-    for dim in (2, 3):
-        flipped = np.flatnonzero(generator.random(len(grey)) < 0.5)
-        together[flipped] = together[flipped].flip(dim)
-    warped = np.flatnonzero(generator.random(len(grey)) < WARPED_SHARE)
-    if len(warped):
-        together[warped] = _warp(together[warped], generator)
-    light = generator.uniform(-MAX_LIGHT, MAX_LIGHT, (2, len(grey))).astype(np.float32)
-    shift, factor = torch.from_numpy(light).to(grey.device)
-    return adjust_brightness(adjust_contrast(together[:, :1], 1 + factor), 0.5 * shift), together[:, 1:]
-
-
-def _warp(images: Tensor, generator: np.random.Generator) -> Tensor:
-    """Turn and zoom images [B, C, H, W] around their centres; what comes in from outside is mirrored."""
-    count, _, height, width = images.shape
-    turn = generator.uniform(-MAX_TURN_DEGREES, MAX_TURN_DEGREES, count).astype(np.float32)
-    zoom = generator.uniform(1 - MAX_ZOOM, 1 + MAX_ZOOM, (count, 1)).astype(np.float32).repeat(2, axis=1)
-    centre = torch.tensor([[(width - 1) / 2, (height - 1) / 2]]).expand(count, 2)
-    matrix = get_affine_matrix2d(torch.zeros(count, 2), centre, torch.from_numpy(zoom), torch.from_numpy(turn))
-    matrix = matrix[:, :2].to(images.device)
-    return warp_affine(images, matrix, (height, width), padding_mode="reflection", align_corners=True)
+    for axis in (0, 1):
+        if generator.random() < 0.5:
+            planes = np.flip(planes, axis)
+    planes = np.ascontiguousarray(planes)
+    if generator.random() < WARPED_SHARE:
+        height, width = planes.shape[:2]
+        turn = generator.uniform(-MAX_TURN_DEGREES, MAX_TURN_DEGREES)
+        zoom = generator.uniform(1 - MAX_ZOOM, 1 + MAX_ZOOM)
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn, zoom)
+        planes = np.asarray(cv2.warpAffine(planes, matrix, (width, height), borderMode=cv2.BORDER_REFLECT), np.float32)
+    shift, gain = generator.uniform(-MAX_LIGHT, MAX_LIGHT, 2).astype(np.float32)
+    planes[..., 0] = (planes[..., 0] * (1 + gain) + np.float32(0.5) * shift).clip(0, 1)
+    return planes
 
 
 def _cut_out(grey: Grey, mask: Mask) -> tuple[Grey, Mask] | None:

@@ -110,6 +110,9 @@ class Trainer:
         self._images = images
         self._settings = settings
         self._device = torch.device(device)
+        self._in_bfloat16 = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and has_fast_bfloat16(self._device)
+        )
         self._generator = np.random.default_rng(seed)
         self._drawer = DefectDrawer([(i.grey, i.mask) for i in images if i.mask is not None])
         positives = [index for index, image in enumerate(images) if image.defective]
@@ -193,11 +196,9 @@ class Trainer:
             constant = self._settings.optimiser == "sgd"
             group["lr"] = self._settings.learning_rate * (1.0 if constant else one_cycle(done))
         grey, planes, defective, known = self._assemble([self._images[index] for index in batch])
-        if self._settings.augmentation:
-            grey, planes = augment(grey, planes, self._generator)
         targets = cell_targets((planes[:, :1] > 0.5).float(), planes[:, 1:], self._settings)
         self._network.train()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16):
             x = grey.contiguous(memory_format=torch.channels_last)
             decision_logits, map_logits = self._network(x, self.decision_gradient)
         segmentation = segmentation_loss(map_logits.float(), targets, known, self._settings.dice_weight)
@@ -243,7 +244,8 @@ class Trainer:
             defective.append(image.defective or mask is not None)
             known.append(not image.defective or mask is not None)
             mask = np.zeros(grey.shape, np.bool_) if mask is None else dilate(mask, self._settings.dilation_px)
-            planes = np.dstack([grey, mask, distance_weights(mask, self._settings.distance_power)])
+            planes = np.dstack([grey, mask, distance_weights(mask, self._settings.distance_power)]).astype(np.float32)
+            planes = augment(planes, self._generator) if self._settings.augmentation else planes
             bottom, right = height - grey.shape[0], width - grey.shape[1]
             stack.append(cv2.copyMakeBorder(planes, 0, bottom, 0, right, cv2.BORDER_REFLECT))
         batch = torch.from_numpy(np.stack(stack))
@@ -297,6 +299,13 @@ class Trainer:
         self._history = [Progress(**record) for record in state["history"]]
         self._generator.bit_generator.state = state["generator"]
         self._batches.restore(state["batches"])
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 by instructions of its own: emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def one_cycle(progress: float) -> float:

@@ -258,7 +258,7 @@ def test_the_best_weights_are_those_of_the_best_validation() -> None:
         {"distance_power": 0.0},
         {"dilation_px": 15},
         {"dice_weight": 0.0},
-        {"defect_share_cap": 1.0},
+        {"defect_share_cap": 0.005},
         {"augmentation": False},
         {"start": "random", "width": 1.0},
     ],
