@@ -208,6 +208,13 @@ def write_bytes(uri: str, data: bytes) -> None:
             _retried(lambda: fs.pipe_file(name, data))
 
 
+def remove(uri: str) -> None:
+    """Remove a file; one that is not there is no error. Raises `LakeError` for a store that refuses."""
+    fs, name = filesystem(uri)
+    with _store_errors(uri), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(name)
+
+
 def write_once(uri: str, data: bytes) -> bool:
     """Write a file unless there is one: True if written, False if it exists already and was left untouched.
 

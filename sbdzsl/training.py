@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_router
+from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 
 Report = Callable[[str], None]
@@ -60,8 +62,10 @@ def train(
 ) -> Bundle:
     """Train both stages on the `train` rows of a manifest, calibrate on its `val` rows, write a bundle to `out`.
 
-    Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. Raises `DataError`,
-    `BundleError` ("bundle-exists") before any work, `TrainingError` at a loss that is not finite.
+    Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. An interrupted training goes
+    on from its checkpoints in `out`/training by the same call; finished detectors are not trained again. The curves of
+    each detector stay there as a PNG. Raises `DataError`, `BundleError` ("bundle-exists") before any work,
+    `TrainingError` at a loss that is not finite.
     """
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
@@ -75,7 +79,11 @@ def train(
         data = load_surface(surface, samples, embedder, settings.image, report)
         report(f"[{number}/{len(by_surface)}] {surface}: {_counts(data)}")
         attributes = _with_row(attributes, data, report)
-        detectors[surface] = train_detector(data, settings.detector_for(surface), seed, device, report)
+        checkpoint_url, curves_url = (_training_file(out, surface, kind) for kind in ("checkpoint", "png"))
+        detectors[surface], history = train_detector(
+            data, settings.detector_for(surface), seed, device, report, checkpoint_url
+        )
+        lake.write_bytes(curves_url, curves_png(surface, history))
         # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
         collected.append(_without_pixels(data))
     report("router: CE-VAE and VAEGAN")
@@ -91,7 +99,10 @@ def train(
         "skipped": {data.surface: list(data.skipped) for data in collected if data.skipped},
         "assumed_good": {data.surface: data.assumed_good for data in collected if data.assumed_good},
     }
-    return bundles.save(out, settings, trunk, router, detectors, provenance)
+    bundle = bundles.save(out, settings, trunk, router, detectors, provenance)
+    for surface in detectors:
+        lake.remove(_training_file(out, surface, "checkpoint"))
+    return bundle
 
 
 def load_surface(
@@ -139,9 +150,14 @@ def load_surface(
 
 
 def train_detector(
-    data: SurfaceData, settings: DetectorSettings, seed: int, device: str = "cpu", report: Report = print
-) -> SurfaceDetector:
-    """Train one surface's SBDD and calibrate it on the surface's validation images."""
+    data: SurfaceData,
+    settings: DetectorSettings,
+    seed: int,
+    device: str = "cpu",
+    report: Report = print,
+    checkpoint_url: str | None = None,
+) -> tuple[SurfaceDetector, tuple[Progress, ...]]:
+    """Train one surface's SBDD, calibrated on the surface's validation images, and how its epochs went."""
 
     def show(progress: Progress) -> None:
         if progress.val_ap is not None or progress.epoch == progress.epochs:
@@ -149,7 +165,7 @@ def train_detector(
             losses = f"segmentation {progress.segmentation_loss:.3f}, decision {progress.decision_loss:.3f}"
             report(f"  epoch {progress.epoch}/{progress.epochs}, {progress.seconds:.0f} s: {losses}{ap}")
 
-    fitted = fit_detector(data.train, data.val, settings, seed, progress=show, device=device)
+    fitted = fit_detector(data.train, data.val, settings, seed, show, device, checkpoint_url)
     labels = np.array([image.defective for image in data.val])
     scores = np.array([fitted.detector.detect(image.grey).score for image in data.val], dtype=np.float64)
     entry = SurfaceDetector(
@@ -165,7 +181,7 @@ def train_detector(
             f"  {data.surface}: {threshold.num_good} held-out good images support a false-alarm rate of "
             f"{threshold.promised_rate:.1%}, not the {settings.false_alarm_rate:.1%} asked for"
         )
-    return entry
+    return entry, fitted.history
 
 
 def train_router(
@@ -237,6 +253,10 @@ def _router_line(router: SurfaceRouter) -> str:
         f"  threshold {found.value:.3f} from {found.num_good} held-out images: at most {found.promised_rate:.1%} of "
         f"images of seen surfaces are called unseen; drawn anew, the rate would lie between {low:.1%} and {high:.1%}"
     )
+
+
+def _training_file(out: str, surface: str, kind: str) -> str:
+    return lake.join(out, "training", f"{quote(surface, safe='')}.{kind}")
 
 
 def _without_pixels(data: SurfaceData) -> SurfaceData:

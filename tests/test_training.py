@@ -9,7 +9,7 @@ from sbdzsl.config import TrainSettings
 from sbdzsl.errors import DataError
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
-from tests.conftest import SEEN, SMALL, Trained
+from tests.conftest import SEEN, SMALL, UNSEEN, Trained
 
 
 def rows_of(manifest: pa.Table, surface: str) -> pa.Table:
@@ -61,3 +61,24 @@ def test_settings_of_one_surface_lie_over_the_common_ones() -> None:
     settings = TrainSettings(surfaces={"a": {"epochs": 3}})
     assert settings.detector_for("a").epochs == 3
     assert settings.detector_for("b") == settings.detector
+
+
+def test_a_killed_training_does_not_train_a_finished_surface_again(trained: Trained, tmp_path: Path) -> None:
+    """Interrupted at the second surface: the first comes from its checkpoint, the bundle is the same."""
+    out, lines = str(tmp_path / "b"), list[str]()
+
+    def stop_at_the_second(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[2/3]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(trained.manifest, out, SMALL, unseen=(UNSEEN,), report=stop_at_the_second)
+    assert any("epoch" in line for line in lines)
+    lines.clear()
+    bundle = training.train(trained.manifest, out, SMALL, unseen=(UNSEEN,), report=lines.append)
+    first = lines[: next(i for i, line in enumerate(lines) if line.startswith("[2/3]"))]
+    assert not any("epoch" in line for line in first)
+    assert bundle.digest == trained.bundle.digest
+    left = sorted(path.name for path in (tmp_path / "b" / "training").iterdir())
+    assert left == [f"{surface}.png" for surface in sorted(SEEN)]

@@ -25,6 +25,10 @@ WARPED_SHARE = 0.5
 MAX_TURN_DEGREES = 8.0
 MAX_ZOOM = 0.1
 
+#: A drawn defect changes its pixels by at least so many deviations of the fine texture, on the mean: what nobody can
+#: see teaches a detector to alarm at nothing. Redrawn a few times until it does.
+VISIBLE, MAX_TRIES = 1.0, 8
+
 #: Brightness is shifted and contrast scaled by up to this.
 MAX_LIGHT = 0.2
 
@@ -32,8 +36,8 @@ MAX_LIGHT = 0.2
 class DefectDrawer:
     """Puts a defect into a good image: a real one cut out of the training set, or a drawn one.
 
-    Drawn: a stroke (scratch, crack), a soft blob, an ellipse (stain, hole), a local change of the texture (blurred,
-    sharpened, flattened) or a patch from elsewhere; their contrast is measured in deviations of the image at hand.
+    Drawn: a crack, a stroke (scratch), a soft blob, an ellipse (stain, hole), a local change of the texture (blurred,
+    sharpened, flattened), a patch from elsewhere or another material; contrast is in deviations of the image at hand.
     `sources` are (grey [H, W], mask [H, W]) of defective training images, in network pixels.
     """
 
@@ -45,8 +49,12 @@ class DefectDrawer:
         if self._cutouts and generator.random() < PASTED_SHARE:
             cutout = self._cutouts[generator.integers(len(self._cutouts))]
             return _paste(grey, *cutout, generator)
-        kind = DRAWN_KINDS[generator.integers(len(DRAWN_KINDS))]
-        return kind(grey, generator)
+        for _ in range(MAX_TRIES):
+            kind = generator.choice(len(DRAWN_KINDS), p=list(DRAWN_KINDS.values()))
+            image, mask = list(DRAWN_KINDS)[kind](grey, generator)
+            if float(np.abs(image - grey)[mask].mean()) > VISIBLE * fine_texture(grey):
+                break
+        return image, mask
 
 
 def draw_stroke(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
@@ -64,6 +72,33 @@ def draw_stroke(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]
         x, y = np.clip(np.round(points[0]), 0, (width - 1, height - 1)).astype(int)
         cv2.circle(canvas, (int(x), int(y)), int(generator.integers(2, 6)), 255, -1)
     return _shade(grey, _soften(canvas, 0.7), generator), canvas > 0
+
+
+def draw_crack(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
+    """A crack or hair: long and jagged, its width and depth changing along the way, fading out towards its ends."""
+    height, width = grey.shape
+    steps = int(generator.integers(16, 64))
+    reach = generator.uniform(0.15, 1.2) * min(height, width) / steps
+    drift = np.cumsum(generator.normal(0, 0.12, steps)) + generator.normal(0, generator.uniform(0.1, 0.6), steps)
+    headings = generator.uniform(0, 2 * np.pi) + drift
+    path = np.cumsum(np.stack([np.cos(headings), np.sin(headings)], axis=1) * reach, axis=0)
+    centre = generator.uniform((0, 0), (width, height))
+    points = path - path[steps // 2] + centre
+    depth = 0.6 + 0.4 * np.sin(np.linspace(0, np.pi, steps)) + generator.normal(0, 0.15, steps)
+    width_px = float(np.exp(generator.uniform(np.log(0.7), np.log(6))))
+    widths = width_px * np.clip(0.8 + np.cumsum(generator.normal(0, 0.12, steps)), 0.3, 1.6)
+    canvas = np.zeros(grey.shape, np.uint8)
+    for i in range(steps - 1):
+        # Sixteenths of a pixel, so that a slow bend is no staircase; what is thinner than a pixel is fainter.
+        ends = [tuple(np.round(16 * points[j]).astype(int).tolist()) for j in (i, i + 1)]
+        faded = float(np.clip(255 * depth[i] * min(1.0, widths[i]), 60, 255))
+        cv2.line(canvas, ends[0], ends[1], faded, max(1, round(float(widths[i]))), cv2.LINE_AA, 4)
+    if not (canvas > 50).any():
+        x, y = np.clip(centre, 0, (width - 1, height - 1)).astype(int)
+        cv2.circle(canvas, (int(x), int(y)), 2, 255, -1)
+    opacity = _soften(canvas, float(generator.uniform(0.35, 0.7) + 0.25 * width_px * generator.random()))
+    # Blurred, a thin line would be fainter than it was drawn to be.
+    return _shade(grey, opacity / max(float(opacity.max()), 0.1), generator, weakest=2.5), canvas > 50
 
 
 def draw_blob(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
@@ -119,14 +154,16 @@ def draw_foreign(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask
     return _blend(grey, other, opacity), mask
 
 
-DRAWN_KINDS: tuple[Callable[[Grey, np.random.Generator], tuple[Grey, Mask]], ...] = (
-    draw_stroke,
-    draw_blob,
-    draw_ellipse,
-    change_texture,
-    move_patch,
-    draw_foreign,
-)
+#: Kinds of drawn defects and how often each is drawn; none is chosen by what a surface's own defects look like.
+DRAWN_KINDS: dict[Callable[[Grey, np.random.Generator], tuple[Grey, Mask]], float] = {
+    draw_crack: 0.25,
+    draw_stroke: 0.15,
+    draw_blob: 0.12,
+    draw_ellipse: 0.12,
+    change_texture: 0.14,
+    move_patch: 0.1,
+    draw_foreign: 0.12,
+}
 
 
 def augment(planes: Grey, generator: np.random.Generator) -> Grey:
@@ -208,17 +245,22 @@ def _soften(canvas: NDArray[np.uint8], sigma: float) -> Grey:
     return _blur(canvas.astype(np.float32) / np.float32(255), sigma)
 
 
-def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator) -> Grey:
-    """Darken (more often) or brighten by 1.5 to 8 deviations of the fine texture, or paint in one grey (one in four).
+def fine_texture(grey: Grey) -> float:
+    """Deviation of what is finer than about 4 pixels; of an image without any, the noise of a quiet camera."""
+    return max(float((grey - _blur(grey, 4.0)).std()), 0.005)
+
+
+def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator, weakest: float = 1.5) -> Grey:
+    """Darken (more often) or brighten by `weakest` to 8 deviations of the fine texture, or paint in one grey (1 in 4).
 
     Real scratches and cracks lie at 2 to 8, holes and glare far outside. Of the fine texture, since the deviation of
     the whole image is mostly uneven light.
     """
     if generator.random() < 0.25:
         return _blend(grey, np.full_like(grey, generator.random()), opacity)
-    texture = max(float((grey - _blur(grey, 4.0)).std()), 0.005)
+    texture = fine_texture(grey)
     sign = -1.0 if generator.random() < 0.65 else 1.0
-    strength = np.exp(generator.uniform(np.log(1.5), np.log(8.0)))
+    strength = np.exp(generator.uniform(np.log(weakest), np.log(8.0)))
     return np.clip(grey + opacity * np.float32(sign * strength * texture), 0, 1)
 
 

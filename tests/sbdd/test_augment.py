@@ -24,7 +24,7 @@ def test_drawn_defects_change_the_image_where_the_mask_says(kind, shape: tuple[i
         assert image.min() >= 0
         assert image.max() <= 1
         # Rims are soft: well away from the mask nothing may change.
-        far = ~_grown(mask, 8)
+        far = ~_grown(mask, 14)
         assert np.array_equal(image[far], good[far])
         changed_inside += float(np.abs(image - good)[mask].mean())
     assert changed_inside > 0
