@@ -88,6 +88,9 @@ class DetectorSettings(Settings):
     weak_weight: float = Field(0.25, ge=0, description="of the map loss of defective images without a mask")
     dilation_px: int = Field(7, ge=1, description="masks are dilated by this in training, in network pixels")
     drawn_defects: float = Field(0.5, ge=0, le=1, description="share of good training images that get a drawn defect")
+    feature_noise: float = Field(
+        0.0, ge=0, description="noise in places of good images' features, taken for defects; in their deviations"
+    )
     augmentation: bool = Field(True, description="flips, small turns and zooms, light")
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: good images that may be called defective")
     threshold_policy: Literal["false-alarm-rate", "max-f1", "zero-misses"] = "false-alarm-rate"

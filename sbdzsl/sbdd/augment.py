@@ -27,7 +27,7 @@ MAX_ZOOM = 0.1
 
 #: A drawn defect changes its pixels by at least so many deviations of the fine texture, on the mean: what nobody can
 #: see teaches a detector to alarm at nothing. Redrawn a few times until it does.
-VISIBLE, MAX_TRIES = 1.0, 8
+VISIBLE, MAX_TRIES = 0.5, 8
 
 #: Brightness is shifted and contrast scaled by up to this.
 MAX_LIGHT = 0.2
@@ -98,7 +98,7 @@ def draw_crack(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
         cv2.circle(canvas, (int(x), int(y)), 2, 255, -1)
     opacity = _soften(canvas, float(generator.uniform(0.35, 0.7) + 0.25 * width_px * generator.random()))
     # Blurred, a thin line would be fainter than it was drawn to be.
-    return _shade(grey, opacity / max(float(opacity.max()), 0.1), generator, weakest=2.5), canvas > 50
+    return _shade(grey, opacity / max(float(opacity.max()), 0.1), generator, weakest=3.0), canvas > 50
 
 
 def draw_blob(grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
@@ -229,6 +229,12 @@ def _ellipse(shape: tuple[int, ...], generator: np.random.Generator, smallest: f
     return canvas > 0
 
 
+def perlin_places(shape: tuple[int, int], generator: np.random.Generator) -> Mask:
+    """Islands [h, w] on a map of cells that cover at most a tenth of it, for noise in features; never empty."""
+    noise = _perlin(shape, generator)
+    return noise >= np.quantile(noise, generator.uniform(0.9, 0.995), method="higher")
+
+
 def _perlin(shape: tuple[int, ...], generator: np.random.Generator) -> Grey:
     """Smooth noise of a few octaves, the coarsest with cells of 8 to 64 pixels."""
     noise = np.zeros(shape, np.float32)
@@ -250,17 +256,17 @@ def fine_texture(grey: Grey) -> float:
     return max(float((grey - _blur(grey, 4.0)).std()), 0.005)
 
 
-def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator, weakest: float = 1.5) -> Grey:
-    """Darken (more often) or brighten by `weakest` to 8 deviations of the fine texture, or paint in one grey (1 in 4).
+def _shade(grey: Grey, opacity: Grey, generator: np.random.Generator, weakest: float = 2.0) -> Grey:
+    """Darken (more often) or brighten by `weakest` to 12 deviations of the fine texture, or paint in one grey (1 in 4).
 
-    Real scratches and cracks lie at 2 to 8, holes and glare far outside. Of the fine texture, since the deviation of
-    the whole image is mostly uneven light.
+    Real scratches and cracks lie at 2 to 8 on the mean, holes and glare far outside. Of the fine texture, since the
+    deviation of the whole image is mostly uneven light.
     """
     if generator.random() < 0.25:
         return _blend(grey, np.full_like(grey, generator.random()), opacity)
     texture = fine_texture(grey)
     sign = -1.0 if generator.random() < 0.65 else 1.0
-    strength = np.exp(generator.uniform(np.log(weakest), np.log(8.0)))
+    strength = np.exp(generator.uniform(np.log(weakest), np.log(12.0)))
     return np.clip(grey + opacity * np.float32(sign * strength * texture), 0, 1)
 
 

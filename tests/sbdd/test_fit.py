@@ -18,6 +18,7 @@ from sbdzsl.sbdd.fit import (
     choose_scale,
     fit_detector,
 )
+from sbdzsl.sbdd.loss import CellTargets
 from sbdzsl.sbdd.predict import DefectMap
 from sbdzsl.sbdd.trainer import Prepared, Trainer, dilate, one_cycle
 from tests.sbdd.surfaces import TINY, surface, surfaces
@@ -260,6 +261,7 @@ def test_the_best_weights_are_those_of_the_best_validation() -> None:
         {"dice_weight": 0.0},
         {"defect_share_cap": 0.005},
         {"augmentation": False},
+        {"feature_noise": 0.5},
         {"start": "random", "width": 1.0},
     ],
     ids=str,
@@ -292,3 +294,18 @@ def test_the_decision_guides_the_trunk_alone_where_nothing_else_does() -> None:
     assert gradient(surfaces(0, 3, 2, masked=False)) == 0.1
     assert gradient(surfaces(0, 3, 2, masked=False), drawn_defects=0.0) == 1.0
     assert gradient(surfaces(0, 3, 2), decision_gradient=0.0) == 0.0
+
+
+def test_noise_in_features_alone_makes_a_good_image_defective_where_it_is() -> None:
+    settings = QUICK.model_copy(update={"feature_noise": 1.0})
+    trainer = Trainer(
+        [Prepared(i.image_id, i.grey, i.defective, i.mask) for i in surfaces(0, 3, 1)], settings, 0, "cpu"
+    )
+    encoded, defective = torch.randn(8, 5, 16, 16), torch.tensor([1.0] + 7 * [0.0])
+    blank = CellTargets(torch.zeros(8, 1, 15, 16), torch.ones(8, 1, 15, 16))
+    noisy, targets, labels = trainer._with_noise(encoded, blank, defective)
+    changed = (noisy != encoded).any(dim=1, keepdim=True)[..., :15, :]
+    assert torch.equal(changed.float(), targets.defect)
+    assert 0 < labels[1:].sum() < 7
+    assert targets.defect[0].sum() == 0
+    assert (targets.weight[targets.defect > 0] == settings.positive_weight).all()

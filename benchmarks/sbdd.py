@@ -1,0 +1,196 @@
+"""Studies of the detector on real and drawn surfaces: many trainings each, one `benchmarks/results/sbdd_<study>.json`.
+
+    python benchmarks/sbdd.py kolektorsdd   three folds, three seeds, all masks
+    python benchmarks/sbdd.py labels        KolektorSDD from no defect image to all masks, three folds
+    python benchmarks/sbdd.py dagm          DAGM class 1 from no defect image to all masks, three seeds
+    python benchmarks/sbdd.py drawn         ten drawn surfaces without masks and without defect images, three seeds
+    python benchmarks/sbdd.py tile          magnetic tile, five splits by group; per kind of defect
+    python benchmarks/sbdd.py sizes         AP over the widths of `lite`
+    python benchmarks/sbdd.py ablation      each part of the recipe left out in turn
+
+All need the shared images (SBDZSL_SHARED) but for `drawn`. Runs take one thread each, two side by side; minutes of each
+study are in its result. Without an argument: all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from detector_runs import Run, Tested, errors_of, run_all
+from record import record
+
+from sbdzsl.datasets import synthetic
+from sbdzsl.metrics import auroc, average_precision, average_precision_trapezoid, best_f1
+
+SEEDS = (0, 1, 2)
+FOLDS = 3
+
+#: What training may see, beside all masks: (name, masks, positives).
+LEVELS = (("good images alone", None, 0), ("N = 0", 0, None), ("N = 5", 5, None), ("N = 15", 15, None))
+
+
+def kolektorsdd() -> dict[str, Any]:
+    """Three folds by item, three seeds, all masks; pooled over folds as published, by raw score."""
+    tested = run_all([Run("kolektorsdd", seed, (k, FOLDS)) for seed in SEEDS for k in range(FOLDS)])
+    pooled = [pool([one for one in tested if one.run.seed == seed]) | {"seed": seed} for seed in SEEDS]
+    return summary(tested) | {"pooled": pooled, "pooled_ap": spread([one["ap"] for one in pooled])}
+
+
+def labels() -> dict[str, Any]:
+    """KolektorSDD with fewer labels; each fold with a seed of its own."""
+    runs = {
+        name: [Run("kolektorsdd", k, (k, FOLDS), masks, positives) for k in range(FOLDS)]
+        for name, masks, positives in LEVELS
+    }
+    return by_name(runs)
+
+
+def dagm() -> dict[str, Any]:
+    """DAGM class 1 (shared part), split by seed."""
+    levels = (*LEVELS[:3], ("5 positives in all", None, 5), ("all masks", None, None))
+    return by_name({name: [Run("dagm_class1", seed, None, m, p) for seed in SEEDS] for name, m, p in levels})
+
+
+def drawn() -> dict[str, Any]:
+    """The ten drawn surfaces without masks, and without any defect image."""
+    surfaces = synthetic.SURFACES
+    return by_name(
+        {
+            name: [Run(f"drawn/{surface}", seed, None, m, p) for surface in surfaces for seed in SEEDS]
+            for name, m, p in LEVELS[:2]
+        }
+    )
+
+
+def tile() -> dict[str, Any]:
+    """Magnetic tile, all kinds as one class, five splits by group; each kind against the good ones too."""
+    settings = {"epochs": 30, "max_minutes": 20.0}
+    tested = run_all([Run("magnetic_tile", seed, settings=settings) for seed in range(5)])
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for one in tested:
+        kind_of = np.array([name.split("/")[0] for name in one.names])
+        for kind in sorted(set(kind_of[one.labels])):
+            chosen = ~one.labels | (kind_of == kind)
+            kinds[kind].append(float(auroc(one.labels[chosen], one.scores[chosen]) or 0))
+    chance = [float(one.labels.mean()) for one in tested]
+    return summary(tested) | {
+        "chance_ap": spread(chance),
+        "auroc_by_kind": {kind: spread(values) for kind, values in kinds.items()},
+    }
+
+
+def sizes() -> dict[str, Any]:
+    """Widths of `lite` on KolektorSDD's folds and two splits of the tile, with random weights to begin with."""
+    runs = {}
+    for width in (0.5, 1.0, 1.5, 2.0):
+        settings = {"width": width, "start": "random"}
+        runs[f"width {width:g}"] = [Run("kolektorsdd", 0, (k, FOLDS), settings=settings) for k in range(FOLDS)] + [
+            Run("magnetic_tile", seed, settings=settings | {"epochs": 12, "max_minutes": 20.0}) for seed in (0, 1)
+        ]
+    return by_name(runs)
+
+
+#: One part of the recipe left out or put back as published, by name.
+PARTS: dict[str, dict[str, Any]] = {
+    "the recipe": {},
+    "random start": {"start": "random"},
+    "no drawn defects": {"drawn_defects": 0.0},
+    "no distance weights": {"distance_power": 0.0},
+    "no dilation": {"dilation_px": 1},
+    "loss balance constant": {"loss_balance": "constant"},
+    "loss balance published": {"loss_balance": "published"},
+    "gradient stop": {"decision_gradient": 0.0},
+    "full gradient": {"decision_gradient": 1.0},
+    "random sampling": {"sampling": "random"},
+    "no cap on wide defects": {"defect_share_cap": 1.0},
+    "no Dice": {"dice_weight": 0.0},
+    "no augmentation": {"augmentation": False},
+    "best on validation": {"keep": "best"},
+    "float32": {"precision": "float32"},
+}
+
+
+def ablation() -> dict[str, Any]:
+    """KolektorSDD's hardest fold and one split of the tile, both short, with each part changed in turn."""
+    short = {"epochs": 12, "max_minutes": 20.0}
+    return by_name(
+        {
+            name: [
+                Run("kolektorsdd", 0, (0, FOLDS), settings=changed),
+                Run("magnetic_tile", 0, settings=changed | short),
+            ]
+            for name, changed in PARTS.items()
+        }
+    )
+
+
+def by_name(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Run all, then summarise each name's own."""
+    tested = iter(run_all([run for group in runs.values() for run in group]))
+    return {name: summary([next(tested) for _ in group]) for name, group in runs.items()}
+
+
+def summary(tested: Sequence[Tested]) -> dict[str, Any]:
+    """Mean and spread of AP by source, and each run's figures."""
+    of_source: dict[str, list[Tested]] = defaultdict(list)
+    for one in tested:
+        of_source[one.run.source].append(one)
+    figures = [one.figures() for one in tested]
+    means = {
+        source: {name: spread([one.figures()[name] for one in group]) for name in ("ap", "auroc", "pixel_ap")}
+        for source, group in of_source.items()
+    }
+    return {"all": spread([one["ap"] for one in figures]), "by_source": means, "runs": figures}
+
+
+def pool(tested: Sequence[Tested]) -> dict[str, Any]:
+    """Figures over the test images of several folds, by raw score as published; errors at each fold's own threshold."""
+    truth = np.concatenate([one.labels for one in tested])
+    scores = np.concatenate([one.scores for one in tested])
+    best = best_f1(truth, scores)
+    own = [one.figures() for one in tested]
+    return {
+        "ap": average_precision(truth, scores),
+        "ap_trapezoid": average_precision_trapezoid(truth, scores),
+        "fp": sum(one["fp"] for one in own),
+        "fn": sum(one["fn"] for one in own),
+        "best_f1_on_test": errors_of(best),
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean, standard deviation, smallest and largest; None where a figure is not defined."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {
+        "mean": float(np.mean(known)),
+        "std": float(np.std(known)),
+        "min": float(np.min(known)),
+        "max": float(np.max(known)),
+    }
+
+
+STUDIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "kolektorsdd": kolektorsdd,
+    "labels": labels,
+    "dagm": dagm,
+    "drawn": drawn,
+    "tile": tile,
+    "sizes": sizes,
+    "ablation": ablation,
+}
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(STUDIES)
+    if set(chosen) - set(STUDIES):
+        sys.exit(f"found {chosen}; studies are {', '.join(STUDIES)}")
+    for study in chosen:
+        started = time.monotonic()
+        found = STUDIES[study]()
+        record(f"sbdd_{study}", found | {"minutes": round((time.monotonic() - started) / 60, 1)})
