@@ -6,6 +6,7 @@ interval under its name in `intervals`. What was chosen on the very images it is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -179,10 +180,14 @@ def _renamed(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
 
 
 def _values(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    """Values by name, counts as whole numbers, and the intervals of those that are defined."""
-    values: dict[str, Any] = {
-        name: int(one.value) if name in _COUNTS and one.value is not None else one.value
-        for name, one in estimates.items()
-    }
-    intervals = {name: interval for name, one in estimates.items() if (interval := one.interval()) is not None}
+    """Values by name and the intervals of those that are defined; of counts whole numbers."""
+    values: dict[str, Any] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, one in estimates.items():
+        values[name], interval = one.value, one.interval()
+        if one.value is None or interval is None:
+            continue
+        if name in _COUNTS:
+            values[name], interval = int(one.value), (math.floor(interval[0]), math.ceil(interval[1]))
+        intervals[name] = interval
     return values | {"intervals": intervals}

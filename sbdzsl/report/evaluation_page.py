@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from sbdzsl import __version__, lake
@@ -34,6 +35,8 @@ from sbdzsl.verdict import Region
 #: Errors a surface's picture shows at most: the false alarms with the highest, the misses with the lowest scores.
 MAX_ERRORS = 12
 _COLUMNS, _TILE_WIDTH_PX, _TILE_HEIGHT_PX, _GAP_PX = 4, 320, 720, 12
+#: Images in a bin above which the histogram's axis is logarithmic, so that single images are still seen.
+_LOG_FROM = 20
 _GOOD, _DEFECT, _INK, _DIM = "#7f8b98", "#c8323a", "#1c2024", "#59616a"
 
 RGB = NDArray[np.uint8]
@@ -114,7 +117,7 @@ def precision_recall_png(labels: Labels, scores: Scores, threshold: float) -> by
 
 
 def histogram_png(labels: Labels, scores: Scores, threshold: float) -> bytes:
-    """Scores of good and of defective images, counts on a logarithmic axis, with both thresholds."""
+    """Scores of good and of defective images with both thresholds; where a bin is high, on a logarithmic axis."""
 
     def draw(axes: Axes) -> None:
         edges = np.histogram_bin_edges(np.append(scores, threshold), bins=40)
@@ -126,11 +129,14 @@ def histogram_png(labels: Labels, scores: Scores, threshold: float) -> bytes:
             axes.axvline(
                 best.threshold, color=_INK, linestyle=":", label=f"best F1 on these data, {best.threshold:.2f}"
             )
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
+        tall = axes.get_ylim()[1] > _LOG_FROM
+        if tall:
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=0.7)
+            axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator() if tall else MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.minorticks_off()
-        axes.set(xlabel="defect score (logits)", ylabel="images (log scale)")
+        axes.set(xlabel="defect score (logits)", ylabel="images (log scale)" if tall else "images")
 
     return _plot(draw)
 
@@ -140,12 +146,12 @@ def contact_sheet(tiles: Sequence[RGB]) -> RGB:
     cells = [_fitted(tile) for tile in tiles]
     rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     heights = [max(cell.shape[0] for cell in row) + _GAP_PX for row in rows]
-    columns = min(len(cells), _COLUMNS)
-    sheet = np.full((sum(heights) + _GAP_PX, columns * (_TILE_WIDTH_PX + _GAP_PX) + _GAP_PX, 3), 255, np.uint8)
+    pitch = max(cell.shape[1] for cell in cells) + _GAP_PX
+    sheet = np.full((sum(heights) + _GAP_PX, min(len(cells), _COLUMNS) * pitch + _GAP_PX, 3), 255, np.uint8)
     top = _GAP_PX
     for row, height in zip(rows, heights, strict=True):
         for number, cell in enumerate(row):
-            left = _GAP_PX + number * (_TILE_WIDTH_PX + _GAP_PX)
+            left = _GAP_PX + number * pitch
             sheet[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
         top += height
     return sheet
@@ -217,4 +223,4 @@ def _figure(value: float | None) -> str:
 def _interval(bounds: Sequence[float] | None) -> str:
     if bounds is None:
         return ""
-    return " to ".join(_figure(int(bound) if float(bound).is_integer() and bound > 1 else bound) for bound in bounds)
+    return " to ".join(_figure(bound) for bound in bounds)
