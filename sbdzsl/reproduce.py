@@ -109,10 +109,12 @@ def _run(one: DataSet, folder: str, settings: TrainSettings, seed: int, device: 
     started = time.monotonic()
     generator = np.random.default_rng(seed)
     detectors: dict[str, dict[str, Any]] = {}
-    scores, estimates, notes, images = [], [], list[str](), set[str]()
-    for name, samples in _splits(one, folder, seed, notes):
+    scores, estimates, images = [], [], set[str]()
+    notes: list[str] = []
+    left_out: dict[str, str] = {}
+    for mark, samples in _splits(one, folder, seed, notes):
         images |= {sample.image_id for sample in samples}
-        for surface, found, errors in _detectors(name, samples, settings, seed, device, report):
+        for surface, found, errors in _detectors(mark, samples, settings, seed, device, report, left_out):
             figures, behind = surface_figures(found, generator)
             detectors[surface] = figures | {"errors": errors}
             scores.append(found)
@@ -126,6 +128,7 @@ def _run(one: DataSet, folder: str, settings: TrainSettings, seed: int, device: 
         "is_part": len(images) < one.num_images,
         "split": notes,
         "detectors": detectors,
+        "left_out": left_out,
         "pooled": pooled_figures(scores, generator),
         "mean": mean_figures(estimates),
         "seconds": round(time.monotonic() - started, 1),
@@ -143,14 +146,27 @@ def _splits(one: DataSet, folder: str, seed: int, notes: list[str]) -> Iterator[
 
 
 def _detectors(
-    mark: str, samples: list[Sample], settings: TrainSettings, seed: int, device: str, report: Report
+    mark: str,
+    samples: list[Sample],
+    settings: TrainSettings,
+    seed: int,
+    device: str,
+    report: Report,
+    left_out: dict[str, str],
 ) -> Iterator[tuple[str, SurfaceScores, list[dict[str, str]]]]:
-    """Train a detector for each surface and score its test images."""
+    """Train a detector for each surface and score its test images; a surface of too few goes to `left_out`."""
     for surface, learnt in training_samples(samples_to_table(samples), ()).items():
         name = surface + mark
         report(f"{name}: training, seed {seed}")
-        data = load_surface(surface, learnt, None, settings.image, report)
-        entry = train_detector(data, settings.detector_for(surface), seed, device, report)
+        try:
+            data = load_surface(surface, learnt, None, settings.image, report)
+            entry = train_detector(data, settings.detector_for(surface), seed, device, report)
+        except DataError as error:
+            if error.code != "too-few-images":
+                raise
+            report(f"{name}: left out: {error.message}")
+            left_out[name] = error.message
+            continue
         test = [sample for sample in samples if sample.surface == surface and sample.split == "test"]
         scores, errors = score_samples(name, entry, test, settings.image, entry.threshold())
         yield name, scores, errors
@@ -200,6 +216,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             whole = f"{run['num_images']:,} of {found['num_images']:,} images"
             lines.append(f"{found['name']}: a part, {whole}: no result on the official data set.")
         lines += run["split"]
+        lines += [f"{surface}: left out: {reason}" for surface, reason in run["left_out"].items()]
         if len(run["detectors"]) > 1:
             pooled = ", ".join(run["pooled"]["surfaces"]) or "none"
             lines.append(

@@ -80,7 +80,7 @@ def test_more_images_give_narrower_intervals() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_the_same_seed_gives_the_same_interval(seed: int) -> None:
     first, second = (estimates(drawn(30), seed, resamples=50)["ap"].interval() for _ in range(2))
     assert first == second

@@ -3,12 +3,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbdzsl import calibration
 from sbdzsl.config import ThresholdRule
 from sbdzsl.errors import DataError
+from sbdzsl.sbdd.fit import fit_detector
+from tests.sbdd.surfaces import TINY, surfaces
 
 NONE = np.array([])
 
@@ -79,6 +81,7 @@ held_out = st.tuples(
 
 
 @given(held_out, st.floats(0.1, 100), st.floats(0.01, 0.99))
+@settings(deadline=None)
 def test_no_threshold_costs_less_and_none_has_a_better_f1(
     scores: tuple[list[int], list[int]], price: float, share: float
 ) -> None:
@@ -103,6 +106,7 @@ RULES = ("false-alarm-rate:0.1", "max-f1", "zero-misses", "cost:20@0.1")
 
 
 @given(held_out, st.sampled_from(RULES), st.integers(-3, 3), st.floats(-50, 50))
+@settings(deadline=None)
 def test_the_same_data_at_another_resolution_alarm_alike(
     scores: tuple[list[int], list[int]], word: str, exponent: int, offset: float
 ) -> None:
@@ -117,6 +121,22 @@ def test_the_same_data_at_another_resolution_alarm_alike(
     # A curved scale keeps the order but not the middles of gaps: held-out images alarm alike all the same.
     curved = chosen(word, np.expm1(good), np.expm1(defect))
     assert (curved.num_false_alarms, curved.num_misses) == (at_one.num_false_alarms, at_one.num_misses)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_detectors_at_two_resolutions_keep_the_same_alarm_rate(side: int) -> None:
+    """The drawn surface at two sizes: other networks, other scores, and the one promised rate on new good images."""
+    tiny = TINY.model_copy(update={"epochs": 3})
+    shape = (side, side)
+    fitted = fit_detector(surfaces(0, 20, 8, shape), surfaces(1000, 60, 8, shape), tiny, seed=0)
+    good, defect = fitted.val_scores[~fitted.val_labels], fitted.val_scores[fitted.val_labels]
+    threshold = chosen("false-alarm-rate:0.1", good, defect)
+    assert threshold.rate_interval is not None
+    new = [fitted.detector.detect(one.grey).score for one in surfaces(5000, 200, 0, shape)]
+    rate = float(np.mean(np.array(new) > threshold.value))
+    low, high = threshold.rate_interval
+    assert low - 0.02 <= rate <= high + 0.02
+    assert threshold.num_false_alarms == 5  # the sixth of 60 is the threshold itself
 
 
 @pytest.mark.parametrize("word", RULES)
