@@ -59,7 +59,7 @@ def detectors(work: Path) -> None:
             manifest, str(work / f"{surface} {split}"), TrainSettings(), seed, report=lambda _: None
         )
         minutes = (time.monotonic() - started) / 60
-        found = evaluation.evaluate(bundle, manifest)[0]["surfaces"][surface]
+        found = evaluation.evaluate(bundle, manifest).figures["surfaces"][surface]
         kept = ("ap", "auroc", "f1", "fp", "fn", "num_good", "num_defect", "promised_false_alarm_rate")
         rows.append(
             {"surface": surface, "split": split} | {k: found[k] for k in kept} | {"train_minutes": round(minutes, 2)}

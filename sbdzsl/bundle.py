@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from sbdzsl import __version__, lake
-from sbdzsl.calibration import Platt, Policy, Threshold, choose_threshold
-from sbdzsl.config import DetectorSettings, TrainSettings, parse
+from sbdzsl.calibration import Platt, Threshold, choose_threshold
+from sbdzsl.config import DetectorSettings, ThresholdRule, TrainSettings, parse
 from sbdzsl.errors import BundleError, LakeError
 from sbdzsl.metrics import average_precision
 from sbdzsl.sbad.backbone import Backbone
@@ -52,14 +52,12 @@ class SurfaceDetector:
     defect_scores: NDArray[np.float64]
     platt: Platt | None
 
-    def threshold(self, policy: Policy | None = None) -> Threshold:
-        """Threshold by `policy`, by the settings' own if None. Raises `DataError` where the policy lacks its data."""
-        return choose_threshold(
-            policy or self.settings.threshold_policy,
-            self.good_scores,
-            self.defect_scores,
-            self.settings.false_alarm_rate,
-        )
+    def threshold(self, rule: ThresholdRule | None = None) -> Threshold:
+        """Threshold by `rule`, by the settings' own if None. Raises `DataError` where the policy lacks its data."""
+        rule = rule or self.settings.threshold_policy
+        if rule.policy == "false-alarm-rate" and rule.false_alarm_rate is None:
+            rule = replace(rule, false_alarm_rate=self.settings.false_alarm_rate)
+        return choose_threshold(rule, self.good_scores, self.defect_scores)
 
     @property
     def validation_ap(self) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sbdzsl import __version__, config, lake
-from sbdzsl.calibration import Policy
-from sbdzsl.errors import SbdzslError
+from sbdzsl.errors import ConfigError, SbdzslError
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -37,7 +36,15 @@ _err = Console(highlight=False, soft_wrap=True, stderr=True)
 Adapter = Annotated[str, typer.Option(help="Layout of the source: dagm, kolektorsdd, magnetic_tile, neu or folder.")]
 BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
 Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
-PolicyName = Annotated[Policy | None, typer.Option("--policy", help="Threshold policy; the bundle's own if not given.")]
+Policy = Annotated[
+    config.ThresholdRule | None,
+    typer.Option(
+        "--policy",
+        parser=config.ThresholdRule.parse,
+        metavar="POLICY",
+        help=f"Threshold policy: {config.POLICY_FORMS}; the bundle's own if not given.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
@@ -111,30 +118,78 @@ def evaluate(
     manifest: Manifests,
     out: Annotated[str, typer.Option(help="Figures to write (JSON).")],
     verdicts: Annotated[str | None, typer.Option(help="Also write each image's verdict (Parquet).")] = None,
-    policy: PolicyName = None,
+    report: Annotated[str | None, typer.Option(help="Folder or URL for pictures: curves, scores, errors.")] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also under changed light, blur, noise and shift: 16 times the work.")
+    ] = False,
+    policy: Policy = None,
     device: Device = "cpu",
 ) -> None:
-    """Figures on the test split: per surface AP, AUROC, F1, FP, FN; for the router S, U, H and AUROC."""
+    """Figures on the test split: of each detector, pooled, of the router, with intervals; and their pictures."""
     from sbdzsl import bundle as bundles
     from sbdzsl import evaluation
 
     loaded = bundles.load(bundle, device)
-    figures, judged = evaluation.evaluate(loaded, lake.read_manifests(manifest), policy, device)
-    lake.write_bytes(out, json.dumps(figures, indent=2, allow_nan=False).encode())
+    manifests = lake.read_manifests(manifest)
+    found = evaluation.evaluate(loaded, manifests, policy, device, with_robustness=robustness)
+    lake.write_bytes(out, json.dumps(found.figures, indent=2, allow_nan=False).encode())
     if verdicts:
-        lake.write_bytes(verdicts, to_parquet(judged))
-    table = Table("surface", "routed right", "AP", "AUROC", "F1", "FP", "FN")
-    for surface, row in figures["surfaces"].items():
-        routed = _percent(figures["routed_right"].get(surface))
-        if row["seen"]:
-            cells = [_percent(row["ap"]), _percent(row["auroc"]), _percent(row["f1"]), f"{row['fp']}", f"{row['fn']}"]
-        else:
-            cells = ["unseen", "", "", "", ""]
-        table.add_row(surface, routed, *cells)
+        lake.write_bytes(verdicts, to_parquet(found.verdicts))
+    _print_figures(found.figures)
+    if report:
+        from sbdzsl.report import evaluation_page
+
+        _out.print(f"pictures: {evaluation_page.write_evaluation(found, loaded, report)}", markup=False)
+    _out.print(
+        f"{found.figures['num_images']:,} images, {found.figures['num_errors']} unreadable -> {out}", markup=False
+    )
+
+
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    """Detectors, then their mean, pooled figures and the router."""
+    percents = ("ap", "ap_trapezoid", "auroc", "f1", "best_f1_on_test", "pixel_ap", "aupro")
+    headings = ("AP step", "AP trapezoid", "AUROC", "F1", "best F1 on test", "pixel AP", "AUPRO")
+    table = Table("surface", "routed right", *headings, "FP", "FN")
+    seen = {surface: row for surface, row in figures["surfaces"].items() if row["seen"]}
+    rows = [(surface, _percent(figures["routed_right"].get(surface)), row) for surface, row in seen.items()]
+    if len(seen) > 1:
+        rows += [("mean", "", figures["mean"]), ("pooled", "", figures["pooled"])]
+    for name, routed, row in rows:
+        counts = ("–" if row.get(key) is None else f"{row[key]}" for key in ("fp", "fn"))
+        table.add_row(name, routed, *(_percent(row.get(key)) for key in percents), *counts)
+    for surface in figures["surfaces"].keys() - seen.keys():
+        table.add_row(surface, _percent(figures["routed_right"].get(surface)), "unseen")
     _out.print(table)
     router = ", ".join(f"{name.upper()} {_percent(figures[name])}" for name in ("s", "u", "h"))
     _out.print(f"router: {router}, AUROC {_percent(figures['unseen_auroc'])}")
-    _out.print(f"{figures['num_images']:,} images, {figures['num_errors']} unreadable -> {out}", markup=False)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="Table of the paper: table6.")],
+    data: Annotated[str, typer.Option(help="Folder or URL that holds one or more of its data sets.")],
+    out: Annotated[str | None, typer.Option(help="Also write all figures (JSON).")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: each trains every detector anew.")] = 1,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Training settings (YAML).")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Train and test on the data sets of one of the paper's tables, and print its figures beside ours."""
+    from sbdzsl import reproduce as reproductions
+
+    if table != "table6":
+        raise ConfigError("bad-config", f"found {table!r}, expected table6")
+    settings = config.load(config.TrainSettings, config_file)
+    result = reproductions.table6(
+        data, settings, range(seeds), device, report=lambda line: _out.print(line, markup=False)
+    )
+    printed = Table(*reproductions.HEADINGS)
+    for row in reproductions.rows(result):
+        printed.add_row(*row)
+    _out.print(printed)
+    for line in reproductions.remarks(result):
+        _out.print(line, markup=False)
+    if out:
+        lake.write_bytes(out, json.dumps(result, indent=2, allow_nan=False).encode())
 
 
 @app.command()
@@ -143,7 +198,7 @@ def inspect(
     bundle: BundleUrl,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     overlay: Annotated[str | None, typer.Option(help="Folder for one overlay PNG an image.")] = None,
-    policy: PolicyName = None,
+    policy: Policy = None,
     device: Device = "cpu",
 ) -> None:
     """Judge images here and now, without Ray. A file that cannot be judged gets the verdict `error` and its code."""
@@ -174,7 +229,7 @@ def audit(
     ] = None,
     manifest: Annotated[str | None, typer.Option(help="Manifest (Parquet) in place of --lake.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
-    policy: PolicyName = None,
+    policy: Policy = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
     ] = None,

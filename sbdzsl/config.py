@@ -6,11 +6,13 @@ Nothing here touches the disk or the environment on import.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from sbdzsl.errors import ConfigError
 
@@ -19,6 +21,76 @@ class Settings(BaseModel):
     """Base of all settings: no unknown keys, no assignment after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Policy = Literal["false-alarm-rate", "max-f1", "zero-misses", "cost", "fixed"]
+
+POLICY_FORMS = "false-alarm-rate[:RATE], max-f1, zero-misses, cost:PRICE@SHARE or fixed:SCORE"
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    """A threshold policy with its numbers; written and read as one word, see `POLICY_FORMS`.
+
+    `false_alarm_rate` (above 0, below 0.5): good images that may be called defective; None: the settings' own.
+    `miss_cost`: what a missed defect costs, in false alarms; `defect_share` (0 to 1, exclusive): the share of images
+    that are expected to be defective where the detector works. `value`: the threshold itself, a raw score.
+    """
+
+    policy: Policy
+    false_alarm_rate: float | None = None
+    miss_cost: float | None = None
+    defect_share: float | None = None
+    value: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ThresholdRule:
+        """Read a rule from its word. Raises `ConfigError` that says which forms there are."""
+        try:
+            return _read_rule(text)
+        except ValueError as error:
+            raise ConfigError("bad-config", str(error)) from None
+
+    def __str__(self) -> str:
+        given = "@".join(
+            repr(number).removesuffix(".0")
+            for number in (self.false_alarm_rate, self.miss_cost, self.defect_share, self.value)
+            if number is not None
+        )
+        return f"{self.policy}:{given}" if given else self.policy
+
+
+#: Policies that take numbers, and the fields and exclusive bounds of those.
+_RULE_NUMBERS: dict[str, dict[str, tuple[float, float]]] = {
+    "false-alarm-rate": {"false_alarm_rate": (0, 0.5)},
+    "cost": {"miss_cost": (0, math.inf), "defect_share": (0, 1)},
+    "fixed": {"value": (-math.inf, math.inf)},
+}
+
+
+def _read_rule(given: Any) -> ThresholdRule:
+    """A rule as it is or from its word; `ValueError` for others, which pydantic reports with file and key."""
+    if isinstance(given, ThresholdRule):
+        return given
+    name, colon, rest = str(given).partition(":")
+    fields = _RULE_NUMBERS.get(name, {})
+    words = rest.split("@") if colon else []
+    optional = name == "false-alarm-rate" and not colon
+    if name not in get_args(Policy) or (len(words) != len(fields) and not optional):
+        raise ValueError(f"found threshold policy {given!r}, expected {POLICY_FORMS}")
+    numbers: dict[str, float] = {}
+    for word, (field, (low, high)) in zip(words, fields.items(), strict=False):
+        try:
+            numbers[field] = float(word)
+        except ValueError:
+            raise ValueError(f"found {word!r} in threshold policy {given!r}, expected a number") from None
+        if not low < numbers[field] < high:
+            raise ValueError(f"threshold policy {given!r}: {field} has to be above {low:g} and below {high:g}")
+    return ThresholdRule(name, **numbers)  # type: ignore[arg-type]
+
+
+#: A rule as a setting: its word in YAML and in a bundle's card.
+RuleSetting = Annotated[ThresholdRule, BeforeValidator(_read_rule), PlainSerializer(str, return_type=str)]
 
 
 class ImageSettings(Settings):
@@ -93,7 +165,7 @@ class DetectorSettings(Settings):
     )
     augmentation: bool = Field(True, description="flips, small turns and zooms, light")
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: good images that may be called defective")
-    threshold_policy: Literal["false-alarm-rate", "max-f1", "zero-misses"] = "false-alarm-rate"
+    threshold_policy: RuleSetting = Field(ThresholdRule("false-alarm-rate"), description=f"one of {POLICY_FORMS}")
 
 
 class TrainSettings(Settings):

@@ -7,19 +7,22 @@ user of the whole system gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sbdzsl.bundle import Bundle
-from sbdzsl.calibration import Policy
+from sbdzsl.config import ThresholdRule
 from sbdzsl.datasets.sample import Sample, samples_from_table
+from sbdzsl.detector_figures import SurfaceScores, mean_figures, pooled_figures, surface_figures
 from sbdzsl.errors import DataError
 from sbdzsl.inspector import Inspector, load_image
-from sbdzsl.metrics import auroc, average_precision, confusion, zero_shot_figures
+from sbdzsl.metrics import auroc, zero_shot_figures
+from sbdzsl.robustness import robustness
 from sbdzsl.verdict import Verdict
 
 BUDGETS = (0.02, 0.05)
@@ -27,31 +30,46 @@ BUDGETS = (0.02, 0.05)
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A test image, its verdict, and the raw score by its own surface's detector (None: unseen surface)."""
+    """A test image and its verdict."""
 
     sample: Sample
     verdict: Verdict
-    own_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found: `figures` as plain JSON values, and the verdicts and scores that they follow from.
+
+    `scores` holds the seen surfaces, by name: what each detector says about the test images of its own surface.
+    """
+
+    figures: dict[str, Any]
+    verdicts: tuple[Verdict, ...]
+    scores: dict[str, SurfaceScores]
 
 
 def evaluate(
     bundle: Bundle,
     manifest: pa.Table,
-    policy: Policy | None = None,
+    policy: ThresholdRule | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], list[Verdict]]:
-    """Figures of a bundle on the `test` rows of a manifest, as plain JSON values, and the verdicts behind them.
+    with_robustness: bool = False,
+    seed: int = 0,
+) -> Evaluation:
+    """Figures of a bundle on the `test` rows of a manifest.
 
-    Raises `DataError` "too-few-images" where the manifest has no test rows.
+    `with_robustness` judges every image of a seen surface sixteen times more, see `robustness`; `seed` is the one of
+    the bootstrap. Raises `DataError` "too-few-images" where the manifest has no test rows.
     """
     samples = [sample for sample in samples_from_table(manifest) if sample.split == "test"]
     if not samples:
         raise DataError("too-few-images", "the manifests hold no row with split 'test'; make them by `sbdzsl ingest`")
     inspector = Inspector(bundle, policy, device)
+    scores: dict[str, SurfaceScores] = {}
     judged = []
     for done, sample in enumerate(samples, start=1):
-        judged.append(_judge(inspector, sample))
+        judged.append(_judge(inspector, sample, scores))
         if progress:
             progress(done, len(samples))
     readable = [one for one in judged if one.verdict.verdict != "error"]
@@ -65,24 +83,52 @@ def evaluate(
     }
     figures |= _router_figures(bundle, readable)
     figures["end_to_end"] = _end_to_end(bundle, readable)
-    figures["surfaces"] = {
-        surface: _surface_figures(
-            bundle, inspector, surface, [one for one in readable if one.sample.surface == surface]
-        )
-        for surface in sorted({one.sample.surface for one in readable if one.sample.surface})
-    }
-    return figures, [one.verdict for one in judged]
+    figures |= _detector_figures(readable, scores, np.random.default_rng(seed))
+    if with_robustness:
+        for surface, found in scores.items():
+            figures["surfaces"][surface]["robustness"] = _robustness(inspector, surface, found, seed)
+    return Evaluation(figures, tuple(one.verdict for one in judged), dict(sorted(scores.items())))
 
 
-def _judge(inspector: Inspector, sample: Sample) -> Judged:
+def _judge(inspector: Inspector, sample: Sample, scores: dict[str, SurfaceScores]) -> Judged:
+    """The verdict; the map by the image's own surface's detector, whatever the router says, goes to `scores`."""
     loaded = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth)
     verdict = inspector.decide(loaded)
-    if loaded.image is None or sample.surface is None or sample.surface not in inspector.bundle.detectors:
-        return Judged(sample, verdict, None)
-    if verdict.surface == sample.surface and verdict.defect_score is not None:
-        return Judged(sample, verdict, verdict.defect_score)
-    detection, _ = inspector.detect(loaded.image.grey(), sample.surface)
-    return Judged(sample, verdict, detection.defect_score)
+    surface = sample.surface
+    if loaded.image is not None and surface is not None and surface in inspector.bundle.detectors:
+        platt = inspector.bundle.detectors[surface].platt
+        found = scores.setdefault(surface, SurfaceScores(surface, inspector.threshold(surface), platt))
+        found.add(sample, inspector.detect(loaded.image.grey(), surface)[1])
+    return Judged(sample, verdict)
+
+
+def _detector_figures(
+    judged: Sequence[Judged], scores: Mapping[str, SurfaceScores], generator: np.random.Generator
+) -> dict[str, Any]:
+    surfaces: dict[str, dict[str, Any]] = {}
+    estimates = []
+    for surface in sorted({one.sample.surface for one in judged if one.sample.surface}):
+        num_images = sum(one.sample.surface == surface for one in judged)
+        surfaces[surface] = {"seen": surface in scores, "num_images": num_images}
+        if surface in scores:
+            figures, found = surface_figures(scores[surface], generator)
+            surfaces[surface] |= figures
+            estimates.append(found)
+    pooled = pooled_figures([scores[surface] for surface in sorted(scores)], generator)
+    return {"surfaces": surfaces, "pooled": pooled, "mean": mean_figures(estimates)}
+
+
+def _robustness(inspector: Inspector, surface: str, found: SurfaceScores, seed: int) -> list[dict[str, Any]]:
+    def images() -> Iterator[tuple[NDArray[np.float32], bool]]:
+        for sample in found.samples:
+            image = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth).image
+            if image is not None:
+                yield image.grey(), sample.label == "defect"
+
+    def score(grey: NDArray[np.float32]) -> float:
+        return inspector.detect(grey, surface)[1].score
+
+    return [asdict(row) for row in robustness(score, images(), found.threshold.value, seed)]
 
 
 def _router_figures(bundle: Bundle, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -112,30 +158,6 @@ def _router_figures(bundle: Bundle, judged: Sequence[Judged]) -> dict[str, Any]:
         "unseen_auroc": auroc(strange, scores),
         "routed_right": dict(at_own.per_surface),
         "budgets": budgets,
-    }
-
-
-def _surface_figures(bundle: Bundle, inspector: Inspector, surface: str, judged: Sequence[Judged]) -> dict[str, Any]:
-    if surface not in bundle.detectors:
-        return {"seen": False, "num_images": len(judged)}
-    labelled = [one for one in judged if one.sample.label is not None]
-    labels = np.array([one.sample.label == "defect" for one in labelled], dtype=bool)
-    scores = np.array([one.own_score for one in labelled], dtype=np.float64)
-    threshold = inspector.threshold(surface)
-    counts = confusion(labels, scores, threshold.value)
-    return {
-        "seen": True,
-        "num_images": len(judged),
-        "num_good": int((~labels).sum()),
-        "num_defect": int(labels.sum()),
-        "ap": average_precision(labels, scores),
-        "auroc": auroc(labels, scores),
-        "f1": counts.f1,
-        "fp": counts.false_positives,
-        "fn": counts.false_negatives,
-        "threshold": threshold.value,
-        "threshold_policy": threshold.policy,
-        "promised_false_alarm_rate": threshold.promised_rate,
     }
 
 

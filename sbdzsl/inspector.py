@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sbdzsl import image as images
 from sbdzsl import lake
 from sbdzsl.bundle import Bundle
-from sbdzsl.calibration import Policy, Threshold
-from sbdzsl.config import ImageSettings
+from sbdzsl.calibration import Threshold
+from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, LakeError
 from sbdzsl.image import Image
 from sbdzsl.sbad.embedding import Embedder
@@ -60,7 +60,7 @@ class Inspector:
     held-out images that the policy needs.
     """
 
-    def __init__(self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, policy: ThresholdRule | None = None, device: str = "cpu") -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
         self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)

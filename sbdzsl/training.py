@@ -106,9 +106,9 @@ def train(
 
 
 def load_surface(
-    surface: str, samples: Sequence[Sample], embedder: Embedder, settings: ImageSettings, report: Report = print
+    surface: str, samples: Sequence[Sample], embedder: Embedder | None, settings: ImageSettings, report: Report = print
 ) -> SurfaceData:
-    """Decode and embed the train and val images of one surface.
+    """Decode and embed the train and val images of one surface; without an `embedder` the features are empty, [n, 0].
 
     An image that cannot be read is reported and left out. An image without a label counts as good, and is counted.
     Raises `DataError` "too-few-images" where what is left cannot be trained on.
@@ -128,7 +128,7 @@ def load_surface(
         defective = sample.label == "defect"
         mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
         images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
-        features[sample.split].append(embedder.embed(grey))
+        features[sample.split].append(embedder.embed(grey) if embedder else np.empty(0, np.float32))
         if sample.split == "train":
             groups.append(sample.group or sample.image_id)
     if len(images["train"]) < MIN_TRAIN_IMAGES or not images["val"]:

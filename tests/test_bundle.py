@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import shutil
@@ -89,8 +90,6 @@ class Trap:
 
 @pytest.mark.parametrize("name", ["router.pkl", "router.safetensors"])
 def test_a_pickle_is_never_run(copied: Path, name: str) -> None:
-    import hashlib
-
     payload = pickle.dumps(Trap())
     (copied / name).write_bytes(payload)
     card = json.loads((copied / bundles.CARD).read_text())
@@ -110,6 +109,10 @@ def test_the_card_says_what_made_the_bundle(trained: Trained) -> None:
         stored = trained.bundle.card["detectors"][surface]["threshold"]
         assert stored["value"] == entry.threshold().value
         assert stored["num_good"] == len(entry.good_scores)
+        assert stored["rule"]["false_alarm_rate"] == 0.02
+        scores = (trained.bundle.card["detectors"][surface][kind] for kind in ("good_scores", "defect_scores"))
+        raw = b"|".join(np.sort(np.array(kind, "<f8")).tobytes() for kind in scores)
+        assert stored["data_digest"] == hashlib.sha256(raw).hexdigest()
 
 
 def test_held_out_scores_are_those_of_the_stored_detector(trained: Trained) -> None:

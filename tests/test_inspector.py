@@ -7,6 +7,7 @@ import torch
 
 from sbdzsl import evaluation, lake
 from sbdzsl.calibration import conformal_p_value
+from sbdzsl.config import ThresholdRule
 from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.verdict import Verdict, to_parquet, verdict_table
@@ -74,9 +75,9 @@ def test_the_number_of_threads_does_not_change_a_bit(trained: Trained) -> None:
 
 def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> None:
     inspector = Inspector(trained.bundle)
-    figures, verdicts = evaluation.evaluate(trained.bundle, trained.manifest)
-    assert figures["num_images"] == len(verdicts) > 0
-    for verdict in verdicts:
+    found = evaluation.evaluate(trained.bundle, trained.manifest)
+    assert found.figures["num_images"] == len(found.verdicts) > 0
+    for verdict in found.verdicts:
         assert timeless(verdict) == timeless(inspector.judge(verdict.image_id, verdict.uri))
 
 
@@ -106,8 +107,8 @@ def test_another_policy_moves_the_threshold_and_not_the_score(trained: Trained) 
     loaded = load_image(row["image_id"], row["uri"], trained.bundle.settings.image)
     assert loaded.image is not None
     found = {
-        policy: Inspector(trained.bundle, policy).detect(loaded.image.grey(), row["surface"])[0]
-        for policy in ("false-alarm-rate", "max-f1", "zero-misses")
+        word: Inspector(trained.bundle, ThresholdRule.parse(word)).detect(loaded.image.grey(), row["surface"])[0]
+        for word in ("false-alarm-rate:0.1", "max-f1", "zero-misses", "cost:20@0.01", "fixed:3.2")
     }
     assert len({one.defect_score for one in found.values()}) == 1
     assert {one.threshold_policy for one in found.values()} == set(found)

@@ -26,11 +26,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
 from sbdzsl.bundle import Bundle
-from sbdzsl.calibration import Policy
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.ledger import ImageRef, Plan, Reconciliation
 from sbdzsl.cluster.session import require_placeable, session, total_cpus
-from sbdzsl.config import AuditSettings
+from sbdzsl.config import AuditSettings, ThresholdRule
 from sbdzsl.errors import AuditError, ConfigError
 from sbdzsl.inspector import Inspector, Loaded, load_image
 from sbdzsl.report.gallery import gallery_image
@@ -57,7 +56,7 @@ def run_audit(
     lake_url: str | None = None,
     manifest_uri: str | None = None,
     settings: AuditSettings | None = None,
-    policy: Policy | None = None,
+    policy: ThresholdRule | None = None,
     address: str | None = None,
     report: Report = print,
 ) -> AuditResult:
@@ -103,13 +102,21 @@ def run_audit(
         images_per_second=num_judged / seconds if num_judged else None,
         actors=actors,
         unseen_budget=bundle.settings.router.false_alarm_rate,
-        defect_budget=bundle.settings.detector.false_alarm_rate,
+        defect_budget=_defect_budget(bundle, policy),
     )
     inspector = Inspector(bundle, policy)
     summary = write_report(
         ledger.verdict_rows(plan), facts, out, lambda row: gallery_image(inspector, row), settings.gallery_size
     )
     return AuditResult(plan, proof, summary, num_judged, lake.join(out, "report.html"))
+
+
+def _defect_budget(bundle: Bundle, policy: ThresholdRule | None) -> float | None:
+    """The false-alarm rate that the rule in force promises; None for a policy that promises none."""
+    rule = policy or bundle.settings.detector.threshold_policy
+    if rule.policy != "false-alarm-rate":
+        return None
+    return rule.false_alarm_rate or bundle.settings.detector.false_alarm_rate
 
 
 class ShardJudge:
@@ -161,7 +168,7 @@ def _plan(
     lake_url: str | None,
     manifest_uri: str | None,
     settings: AuditSettings,
-    policy: Policy | None,
+    policy: ThresholdRule | None,
     started: datetime,
     report: Report,
 ) -> Plan:
@@ -169,14 +176,15 @@ def _plan(
     if (lake_url is None) == (manifest_uri is None):
         raise ConfigError("bad-config", "give an audit either --lake or --manifest")
     source = lake.absolute_url(lake_url or manifest_uri or "")
+    asked = None if policy is None else str(policy)
     plan = ledger.find_plan(out)
     if plan is not None:
-        ledger.require_same(plan, source, bundle.digest, policy)
+        ledger.require_same(plan, source, bundle.digest, asked)
         return plan
     manifest = lake.list_images(source) if lake_url else lake.read_manifest(source)
     report(f"{manifest.num_rows:,} images in {source}")
     now = started.isoformat(timespec="seconds")
-    return ledger.make_plan(out, source, bundle.digest, policy, manifest, settings.shard_size, now)
+    return ledger.make_plan(out, source, bundle.digest, asked, manifest, settings.shard_size, now)
 
 
 def _judge(
@@ -184,7 +192,7 @@ def _judge(
     bundle_url: str,
     shards: list[int],
     settings: AuditSettings,
-    policy: Policy | None,
+    policy: ThresholdRule | None,
     address: str | None,
     report: Report,
 ) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbdzsl.calibration import Threshold, choose_threshold, conformal_p_value
-from sbdzsl.config import RouterSettings
+from sbdzsl.config import RouterSettings, ThresholdRule
 from sbdzsl.errors import BundleError
 from sbdzsl.verdict import Route
 
@@ -123,7 +123,8 @@ class SurfaceRouter:
         return self.calibrated.value if false_alarm_rate is None else self._calibrate(false_alarm_rate).value
 
     def _calibrate(self, false_alarm_rate: float) -> Threshold:
-        return choose_threshold("false-alarm-rate", self.calibration_scores, np.empty(0), false_alarm_rate)
+        rule = ThresholdRule("false-alarm-rate", false_alarm_rate)
+        return choose_threshold(rule, self.calibration_scores, np.empty(0))
 
     def route(self, features: NDArray[np.float32], threshold: float | None = None) -> Route:
         """Route one image by its features, [D] float32; `threshold` replaces the one of the settings."""

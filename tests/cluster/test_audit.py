@@ -10,7 +10,7 @@ from sbdzsl import lake
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.audit import ShardJudge, run_audit
 from sbdzsl.cluster.session import require_placeable, session
-from sbdzsl.config import AuditSettings
+from sbdzsl.config import AuditSettings, ThresholdRule
 from sbdzsl.errors import AuditError, ConfigError, LakeError
 from sbdzsl.inspector import Inspector
 from tests import hostile
@@ -113,6 +113,20 @@ def test_an_audit_of_something_else_is_refused(trained: Trained, archive: Path, 
     audit(trained, archive, tmp_path / "out")
     with pytest.raises(AuditError, match="choose another --out"):
         audit(trained, archive / "brushed_steel", tmp_path / "out")
+
+
+def test_an_audit_keeps_to_its_threshold_policy(trained: Trained, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    audit(trained, archive, out, policy=ThresholdRule.parse("fixed:3.20"))
+    assert json.loads((out / "audit.json").read_text())["policy"] == "fixed:3.2"
+    judged = rows_below(out).filter(pl.col("verdict").is_in(["good", "defect"]))
+    assert set(judged["threshold_policy"]) == {"fixed:3.2"}
+    assert set(judged["defect_threshold"]) == {3.2}
+    assert json.loads((out / "summary.json").read_text())["facts"]["defect_budget"] is None
+    again, _ = audit(trained, archive, out, policy=ThresholdRule.parse("fixed:3.2"))
+    assert again.num_judged == 0  # type: ignore[attr-defined]
+    with pytest.raises(AuditError, match=r"policy: fixed:3\.2 there, fixed:3\.3 asked for"):
+        audit(trained, archive, out, policy=ThresholdRule.parse("fixed:3.3"))
 
 
 def test_a_manifest_can_take_the_place_of_a_lake(trained: Trained, tmp_path: Path) -> None:

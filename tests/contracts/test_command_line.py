@@ -1,13 +1,26 @@
 """The commands that others script against. Growing this list is a decision; changing it breaks somebody."""
 
+from typing import get_args
+
 import typer
 
 from sbdzsl.cli import app
+from sbdzsl.config import Policy, ThresholdRule
 
 COMMANDS = {
     "ingest": {"--adapter", "--source", "--out", "--surface", "--fold", "--folds", "--seed"},
     "train": {"--manifest", "--bundle", "--backbone", "--unseen", "--config", "--seed", "--device"},
-    "evaluate": {"--bundle", "--manifest", "--out", "--verdicts", "--policy", "--device"},
+    "evaluate": {
+        "--bundle",
+        "--manifest",
+        "--out",
+        "--verdicts",
+        "--report",
+        "--robustness",
+        "--policy",
+        "--device",
+    },
+    "reproduce": {"table", "--data", "--out", "--seeds", "--config", "--device"},
     "inspect": {"images", "--bundle", "--json", "--overlay", "--policy", "--device"},
     "audit": {"--bundle", "--lake", "--manifest", "--out", "--config", "--policy", "--address"},
     "datasets list": set(),
@@ -30,3 +43,18 @@ def test_the_command_line_is_the_one_promised() -> None:
             undescribed = [p.opts[0] for p in leaf.params if not getattr(p, "help", None)]
             assert not undescribed, f"{full}: no help for {undescribed}"
     assert found == COMMANDS
+
+
+POLICIES = {
+    "false-alarm-rate",
+    "false-alarm-rate:0.01",
+    "max-f1",
+    "zero-misses",
+    "cost:20@0.01",
+    "fixed:3.2",
+}
+
+
+def test_threshold_policies_are_the_words_promised() -> None:
+    assert {str(ThresholdRule.parse(word)) for word in POLICIES} == POLICIES
+    assert {word.partition(":")[0] for word in POLICIES} == set(get_args(Policy))
