@@ -57,6 +57,9 @@ class DetectorSettings(Settings):
     network: Literal["lite", "reference"] = Field("lite", description="reference: the published one, 84 GMAC")
     width: float = Field(1.0, gt=0, le=4, description="the one dial of the network: all layer widths scale with it")
     scale: float | None = Field(None, gt=0, le=1, description="images are shrunk by this; none: chosen from their size")
+    max_memory_mb: float = Field(
+        1024.0, ge=192, description="of judging one image: what takes more whole is encoded in tiles"
+    )
     epochs: int = Field(40, ge=1)
     max_minutes: float = Field(5.0, gt=0, description="training stops in good order at this wall time")
     batch_size: int = Field(8, ge=2)

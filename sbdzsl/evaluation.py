@@ -8,7 +8,7 @@ user of the whole system gets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import Policy
 from sbdzsl.datasets.sample import Sample, samples_from_table
-from sbdzsl.errors import DataError
+from sbdzsl.errors import DataError, ImageError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import auroc, average_precision, confusion, zero_shot_figures
 from sbdzsl.verdict import Verdict
@@ -77,11 +77,18 @@ def evaluate(
 def _judge(inspector: Inspector, sample: Sample) -> Judged:
     loaded = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth)
     verdict = inspector.decide(loaded)
-    if loaded.image is None or sample.surface is None or sample.surface not in inspector.bundle.detectors:
+    if loaded.image is None or verdict.verdict == "error":
+        return Judged(sample, verdict, None)
+    if sample.surface is None or sample.surface not in inspector.bundle.detectors:
         return Judged(sample, verdict, None)
     if verdict.surface == sample.surface and verdict.defect_score is not None:
         return Judged(sample, verdict, verdict.defect_score)
-    detection, _ = inspector.detect(loaded.image.grey(), sample.surface)
+    try:
+        detection, _ = inspector.detect(loaded.image.grey(), sample.surface)
+    except ImageError as error:
+        # Named otherwise, it never came to its own detector, which cannot judge it either: no figure may count it.
+        failed = replace(verdict, verdict="error", error_code=error.code, error_detail=error.message)
+        return Judged(sample, failed, None)
     return Judged(sample, verdict, detection.defect_score)
 
 

@@ -56,13 +56,16 @@ def load_image(image_id: str, uri: str, settings: ImageSettings, bit_depth: int 
 class Inspector:
     """Judges images with one bundle. Not thread-safe: give each thread its own.
 
-    `policy` overrides the threshold policy of every surface's detector. Raises `DataError` where a surface lacks the
-    held-out images that the policy needs.
+    `policy` overrides the threshold policy of every surface's detector, `max_memory_mb` the ceiling of every one's
+    settings. Raises `DataError` where a surface lacks the held-out images that the policy needs.
     """
 
-    def __init__(self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu", max_memory_mb: float | None = None
+    ) -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
+        self._max_memory_mb = max_memory_mb
         self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)
         self._thresholds: dict[str, Threshold] = {
             surface: entry.threshold(policy) for surface, entry in bundle.detectors.items()
@@ -91,7 +94,10 @@ class Inspector:
         if route.is_unseen:
             return replace(verdict, verdict="unseen")
         started = time.perf_counter()
-        detection, _ = self.detect(grey, route.surface)
+        try:
+            detection, _ = self.detect(grey, route.surface)
+        except ImageError as error:  # above the memory ceiling; the route is known all the same
+            return replace(verdict, error_code=error.code, error_detail=error.message)
         return replace(
             verdict,
             verdict="defect" if detection.is_defect else "good",
@@ -110,13 +116,14 @@ class Inspector:
     def detect(self, grey: NDArray[np.float32], surface: str) -> tuple[Detection, DefectMap]:
         """SBDD's answer on a grey image, taken for an image of `surface`, and the map it rests on.
 
-        Raises `ConfigError` for a surface that the bundle does not know.
+        Raises `ConfigError` for a surface that the bundle does not know, `ImageError` "too-large" for an image that
+        cannot be judged within the memory ceiling.
         """
         entry = self.bundle.detectors.get(surface)
         if entry is None:
             known = ", ".join(self.bundle.surfaces)
             raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
-        found, threshold = entry.detector.detect(grey), self._thresholds[surface]
+        found, threshold = entry.detector.detect(grey, self._max_memory_mb), self._thresholds[surface]
         is_defect = found.score > threshold.value
         detection = Detection(
             defect_score=found.score,
