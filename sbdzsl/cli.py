@@ -19,6 +19,7 @@ from rich.table import Table
 from sbdzsl import __version__, config, lake
 from sbdzsl.calibration import Policy
 from sbdzsl.errors import SbdzslError
+from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -39,6 +40,10 @@ BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bun
 Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
 PolicyName = Annotated[Policy | None, typer.Option("--policy", help="Threshold policy; the bundle's own if not given.")]
 Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
+RuntimeName = Annotated[Runtime, typer.Option("--runtime", help="What runs the nets; others than torch on the CPU.")]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="MB that judging one image may take; the bundle's own if not given.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
@@ -113,13 +118,17 @@ def evaluate(
     verdicts: Annotated[str | None, typer.Option(help="Also write each image's verdict (Parquet).")] = None,
     policy: PolicyName = None,
     device: Device = "cpu",
+    runtime: RuntimeName = "torch",
+    max_memory_mb: MaxMemory = None,
 ) -> None:
     """Figures on the test split: per surface AP, AUROC, F1, FP, FN; for the router S, U, H and AUROC."""
     from sbdzsl import bundle as bundles
     from sbdzsl import evaluation
 
     loaded = bundles.load(bundle, device)
-    figures, judged = evaluation.evaluate(loaded, lake.read_manifests(manifest), policy, device)
+    figures, judged = evaluation.evaluate(
+        loaded, lake.read_manifests(manifest), policy, device, max_memory_mb=max_memory_mb, runtime=runtime
+    )
     lake.write_bytes(out, json.dumps(figures, indent=2, allow_nan=False).encode())
     if verdicts:
         lake.write_bytes(verdicts, to_parquet(judged))
@@ -145,13 +154,15 @@ def inspect(
     overlay: Annotated[str | None, typer.Option(help="Folder for one overlay PNG an image.")] = None,
     policy: PolicyName = None,
     device: Device = "cpu",
+    runtime: RuntimeName = "torch",
+    max_memory_mb: MaxMemory = None,
 ) -> None:
     """Judge images here and now, without Ray. A file that cannot be judged gets the verdict `error` and its code."""
     from sbdzsl import bundle as bundles
     from sbdzsl.inspector import Inspector, load_image
     from sbdzsl.report import gallery
 
-    inspector = Inspector(bundles.load(bundle, device), policy, device)
+    inspector = Inspector(bundles.load(bundle, device), policy, device, max_memory_mb, runtime)
     for given in images:
         uri = lake.absolute_url(given)
         loaded = load_image(lake.image_id(uri, ""), uri, inspector.bundle.settings.image)
@@ -175,6 +186,7 @@ def audit(
     manifest: Annotated[str | None, typer.Option(help="Manifest (Parquet) in place of --lake.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
     policy: PolicyName = None,
+    runtime: RuntimeName = "torch",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
     ] = None,
@@ -190,6 +202,7 @@ def audit(
         manifest_uri=manifest,
         settings=config.load(config.AuditSettings, config_file),
         policy=policy,
+        runtime=runtime,
         address=address,
         report=lambda line: _out.print(line, markup=False),
     )

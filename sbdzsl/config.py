@@ -99,6 +99,9 @@ class AuditSettings(Settings):
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: float = Field(0.0, ge=0)
     readers_per_actor: int = Field(4, ge=1, description="threads that read and decode ahead of the nets")
+    max_memory_mb: float | None = Field(
+        None, ge=192, description="of judging one image; none: as each detector's settings say"
+    )
     gallery_size: int = Field(24, ge=0, description="images in the report's gallery, per kind")
     stall_timeout_s: float = Field(
         600.0, gt=0, description="no shard finished for so long: the audit stops and says so"

@@ -20,6 +20,7 @@ from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.errors import DataError, ImageError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import auroc, average_precision, confusion, zero_shot_figures
+from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import Verdict
 
 BUDGETS = (0.02, 0.05)
@@ -40,6 +41,8 @@ def evaluate(
     policy: Policy | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    max_memory_mb: float | None = None,
+    runtime: Runtime = "torch",
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Figures of a bundle on the `test` rows of a manifest, as plain JSON values, and the verdicts behind them.
 
@@ -48,7 +51,7 @@ def evaluate(
     samples = [sample for sample in samples_from_table(manifest) if sample.split == "test"]
     if not samples:
         raise DataError("too-few-images", "the manifests hold no row with split 'test'; make them by `sbdzsl ingest`")
-    inspector = Inspector(bundle, policy, device)
+    inspector = Inspector(bundle, policy, device, max_memory_mb, runtime)
     judged = []
     for done, sample in enumerate(samples, start=1):
         judged.append(_judge(inspector, sample))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sbdzsl import image as images
@@ -21,7 +22,9 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import Policy, Threshold
 from sbdzsl.config import ImageSettings
 from sbdzsl.errors import ConfigError, ImageError, LakeError
+from sbdzsl.graphs import GraphEngine, GraphTrunk
 from sbdzsl.image import Image
+from sbdzsl.runtime import Runtime
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd.predict import DefectMap
 from sbdzsl.verdict import Detection, Route, Verdict
@@ -57,16 +60,34 @@ class Inspector:
     """Judges images with one bundle. Not thread-safe: give each thread its own.
 
     `policy` overrides the threshold policy of every surface's detector, `max_memory_mb` the ceiling of every one's
-    settings. Raises `DataError` where a surface lacks the held-out images that the policy needs.
+    settings. `runtime` runs the nets: other than "torch", on the CPU only, by as many threads as PyTorch would use.
+    Raises `DataError` where a surface lacks the held-out images that the policy needs, `ConfigError` for a runtime that
+    is not installed ("missing-extra") or a device that it does not run on.
     """
 
     def __init__(
-        self, bundle: Bundle, policy: Policy | None = None, device: str = "cpu", max_memory_mb: float | None = None
+        self,
+        bundle: Bundle,
+        policy: Policy | None = None,
+        device: str = "cpu",
+        max_memory_mb: float | None = None,
+        runtime: Runtime = "torch",
     ) -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
         self._max_memory_mb = max_memory_mb
-        self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)
+        self._detectors = {surface: entry.detector for surface, entry in bundle.detectors.items()}
+        statistics = None
+        if runtime != "torch":
+            if device != "cpu":
+                raise ConfigError("bad-config", f"runtime {runtime} runs on the cpu, found device {device!r}")
+            threads = torch.get_num_threads()
+            statistics = GraphTrunk(bundle.backbone, runtime, threads)
+            self._detectors = {
+                surface: detector.run_by(GraphEngine(detector.network, runtime, threads))
+                for surface, detector in self._detectors.items()
+            }
+        self._embedder = Embedder(bundle.backbone, bundle.settings.router, device, statistics)
         self._thresholds: dict[str, Threshold] = {
             surface: entry.threshold(policy) for surface, entry in bundle.detectors.items()
         }
@@ -123,7 +144,8 @@ class Inspector:
         if entry is None:
             known = ", ".join(self.bundle.surfaces)
             raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
-        found, threshold = entry.detector.detect(grey, self._max_memory_mb), self._thresholds[surface]
+        found = self._detectors[surface].detect(grey, self._max_memory_mb)
+        threshold = self._thresholds[surface]
         is_defect = found.score > threshold.value
         detection = Detection(
             defect_score=found.score,
