@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -218,6 +218,42 @@ def audit(
     proof = result.reconciliation
     _out.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
     _out.print(f"report: {result.report_uri}", markup=False)
+
+
+@app.command()
+def export(
+    bundle: BundleUrl,
+    out: Annotated[str, typer.Option(help="Folder or URL to write the graphs to; must not hold an export.")],
+    target: Annotated[Literal["onnx", "openvino"], typer.Option("--format", help="Format of the graphs.")] = "onnx",
+    images: Annotated[
+        list[str] | None, typer.Option(help="Image, or folder of images, to check on; may be given again.")
+    ] = None,
+    manifest: Annotated[
+        list[str] | None, typer.Option(help="Manifest (Parquet) of images to check on, may be given again.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Detectors in 8-bit integers, calibrated on the images.")
+    ] = False,
+    surface: Annotated[list[str] | None, typer.Option(help="Export this surface alone, may be given again.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Logits that scores and maps may differ by; 0.001, int8 1.")
+    ] = None,
+) -> None:
+    """Write a bundle's nets as graphs for other runtimes; refused where they judge real images otherwise."""
+    from sbdzsl import bundle as bundles
+    from sbdzsl import export as exports
+
+    card = exports.export(
+        bundles.load(bundle),
+        out,
+        target,
+        exports.samples_to_check(images or (), manifest or ()),
+        int8=int8,
+        surfaces=surface or (),
+        tolerance=tolerance,
+        report=lambda line: _out.print(line, markup=False),
+    )
+    _out.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
 @datasets_app.command("list")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,8 +30,11 @@ class Session(Protocol):
         """All outputs by name; they are the caller's own."""
 
 
-def open_session(graph: bytes, runtime: Runtime, threads: int) -> Session:
-    """A session over an ONNX graph on the CPU. Raises `ConfigError` "missing-extra" where the package is absent."""
+def open_session(graph: bytes | Path, runtime: Runtime, threads: int) -> Session:
+    """A session on the CPU over an ONNX graph (for OpenVINO also the path of an IR).
+
+    Raises `ConfigError` "missing-extra" where the package is absent.
+    """
     if runtime == "onnxruntime":
         return OnnxRuntimeSession(graph, threads)
     if runtime == "openvino":
@@ -52,7 +56,7 @@ def require(module: str) -> Any:
 class OnnxRuntimeSession:
     """`graph` run by ONNX Runtime."""
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int) -> None:
         onnxruntime = require("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -73,7 +77,7 @@ class OpenVinoSession:
     #: A surface's images have one size or a few. Beyond so many, one compilation for all shapes takes over.
     MAX_SHAPES = 4
 
-    def __init__(self, graph: bytes, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int) -> None:
         openvino = require("openvino")
         self._core = openvino.Core()
         self._model = self._core.read_model(graph)

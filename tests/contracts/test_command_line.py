@@ -19,6 +19,7 @@ COMMANDS = {
     },
     "inspect": {"images", "--bundle", "--json", "--overlay", "--policy", "--device", "--runtime", "--max-memory-mb"},
     "audit": {"--bundle", "--lake", "--manifest", "--out", "--config", "--policy", "--runtime", "--address"},
+    "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
     "datasets list": set(),
     "datasets synthetic": {"--out", "--images", "--size", "--seed"},
     "datasets mix": {"--manifest", "--out", "--unseen", "--seed"},
