@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from sbdzsl import __version__, config, lake
 from sbdzsl.errors import ConfigError, SbdzslError
+from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -46,6 +47,10 @@ Policy = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
+RuntimeName = Annotated[Runtime, typer.Option("--runtime", help="What runs the nets; others than torch on the CPU.")]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="MB that judging one image may take; the bundle's own if not given.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
@@ -124,6 +129,8 @@ def evaluate(
     ] = False,
     policy: Policy = None,
     device: Device = "cpu",
+    runtime: RuntimeName = "torch",
+    max_memory_mb: MaxMemory = None,
 ) -> None:
     """Figures on the test split: of each detector, pooled, of the router, with intervals; and their pictures."""
     from sbdzsl import bundle as bundles
@@ -131,7 +138,15 @@ def evaluate(
 
     loaded = bundles.load(bundle, device)
     manifests = lake.read_manifests(manifest)
-    found = evaluation.evaluate(loaded, manifests, policy, device, with_robustness=robustness)
+    found = evaluation.evaluate(
+        loaded,
+        manifests,
+        policy,
+        device,
+        with_robustness=robustness,
+        max_memory_mb=max_memory_mb,
+        runtime=runtime,
+    )
     lake.write_bytes(out, json.dumps(found.figures, indent=2, allow_nan=False).encode())
     if verdicts:
         lake.write_bytes(verdicts, to_parquet(found.verdicts))
@@ -200,13 +215,15 @@ def inspect(
     overlay: Annotated[str | None, typer.Option(help="Folder for one overlay PNG an image.")] = None,
     policy: Policy = None,
     device: Device = "cpu",
+    runtime: RuntimeName = "torch",
+    max_memory_mb: MaxMemory = None,
 ) -> None:
     """Judge images here and now, without Ray. A file that cannot be judged gets the verdict `error` and its code."""
     from sbdzsl import bundle as bundles
     from sbdzsl.inspector import Inspector, load_image
     from sbdzsl.report import gallery
 
-    inspector = Inspector(bundles.load(bundle, device), policy, device)
+    inspector = Inspector(bundles.load(bundle, device), policy, device, max_memory_mb, runtime)
     for given in images:
         uri = lake.absolute_url(given)
         loaded = load_image(lake.image_id(uri, ""), uri, inspector.bundle.settings.image)
@@ -230,6 +247,7 @@ def audit(
     manifest: Annotated[str | None, typer.Option(help="Manifest (Parquet) in place of --lake.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
     policy: Policy = None,
+    runtime: RuntimeName = "torch",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
     ] = None,
@@ -245,6 +263,7 @@ def audit(
         manifest_uri=manifest,
         settings=config.load(config.AuditSettings, config_file),
         policy=policy,
+        runtime=runtime,
         address=address,
         report=lambda line: _out.print(line, markup=False),
     )
@@ -260,6 +279,42 @@ def audit(
     proof = result.reconciliation
     _out.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
     _out.print(f"report: {result.report_uri}", markup=False)
+
+
+@app.command()
+def export(
+    bundle: BundleUrl,
+    out: Annotated[str, typer.Option(help="Folder or URL to write the graphs to; must not hold an export.")],
+    target: Annotated[Literal["onnx", "openvino"], typer.Option("--format", help="Format of the graphs.")] = "onnx",
+    images: Annotated[
+        list[str] | None, typer.Option(help="Image, or folder of images, to check on; may be given again.")
+    ] = None,
+    manifest: Annotated[
+        list[str] | None, typer.Option(help="Manifest (Parquet) of images to check on, may be given again.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Detectors in 8-bit integers, calibrated on the images.")
+    ] = False,
+    surface: Annotated[list[str] | None, typer.Option(help="Export this surface alone, may be given again.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Logits that scores and maps may differ by; 0.001, int8 1.")
+    ] = None,
+) -> None:
+    """Write a bundle's nets as graphs for other runtimes; refused where they judge real images otherwise."""
+    from sbdzsl import bundle as bundles
+    from sbdzsl import export as exports
+
+    card = exports.export(
+        bundles.load(bundle),
+        out,
+        target,
+        exports.samples_to_check(images or (), manifest or ()),
+        int8=int8,
+        surfaces=surface or (),
+        tolerance=tolerance,
+        report=lambda line: _out.print(line, markup=False),
+    )
+    _out.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
 @datasets_app.command("list")

@@ -130,6 +130,9 @@ class DetectorSettings(Settings):
     width: float = Field(1.0, gt=0, le=4, description="the one dial of the network: all layer widths scale with it")
     start: Literal["pretrained", "random"] = Field("pretrained", description="weights to begin with, if there are any")
     scale: float | None = Field(None, gt=0, le=1, description="images are shrunk by this; none: chosen from their size")
+    max_memory_mb: float = Field(
+        1024.0, ge=192, description="of judging one image: what takes more whole is encoded in tiles"
+    )
     epochs: int = Field(40, ge=1)
     max_minutes: float = Field(5.0, gt=0, description="training stops in good order at this wall time")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without gain; none: never")
@@ -194,6 +197,9 @@ class AuditSettings(Settings):
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: float = Field(0.0, ge=0)
     readers_per_actor: int = Field(4, ge=1, description="threads that read and decode ahead of the nets")
+    max_memory_mb: float | None = Field(
+        None, ge=192, description="of judging one image; none: as each detector's settings say"
+    )
     gallery_size: int = Field(24, ge=0, description="images in the report's gallery, per kind")
     stall_timeout_s: float = Field(
         600.0, gt=0, description="no shard finished for so long: the audit stops and says so"

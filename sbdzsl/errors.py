@@ -80,7 +80,7 @@ class DataError(SbdzslError):
 class ConfigError(SbdzslError):
     """A setting or an argument is unknown, of the wrong type or out of range."""
 
-    CODES: ClassVar[dict[str, int]] = {"bad-config": 400}
+    CODES: ClassVar[dict[str, int]] = {"bad-config": 400, "missing-extra": 501}
     exit_code: ClassVar[int] = 2
 
 
@@ -100,6 +100,12 @@ class TrainingError(SbdzslError):
     """A training cannot go on, such as at a loss that is not finite."""
 
     CODES: ClassVar[dict[str, int]] = {"not-finite": 500, "weights-missing": 500}
+
+
+class ExportError(SbdzslError):
+    """An exported graph does not say what its net says, or is of another bundle."""
+
+    CODES: ClassVar[dict[str, int]] = {"no-parity": 500, "export-exists": 409, "bad-export": 422}
 
 
 class AuditError(SbdzslError):

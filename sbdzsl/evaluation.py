@@ -8,7 +8,7 @@ user of the whole system gets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.config import ThresholdRule
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.detector_figures import SurfaceScores, mean_figures, pooled_figures, surface_figures
-from sbdzsl.errors import DataError
+from sbdzsl.errors import DataError, ImageError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import auroc, zero_shot_figures
 from sbdzsl.robustness import robustness
+from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import Verdict
 
 BUDGETS = (0.02, 0.05)
@@ -56,6 +57,8 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     with_robustness: bool = False,
     seed: int = 0,
+    max_memory_mb: float | None = None,
+    runtime: Runtime = "torch",
 ) -> Evaluation:
     """Figures of a bundle on the `test` rows of a manifest.
 
@@ -65,7 +68,7 @@ def evaluate(
     samples = [sample for sample in samples_from_table(manifest) if sample.split == "test"]
     if not samples:
         raise DataError("too-few-images", "the manifests hold no row with split 'test'; make them by `sbdzsl ingest`")
-    inspector = Inspector(bundle, policy, device)
+    inspector = Inspector(bundle, policy, device, max_memory_mb, runtime)
     scores: dict[str, SurfaceScores] = {}
     judged = []
     for done, sample in enumerate(samples, start=1):
@@ -95,10 +98,16 @@ def _judge(inspector: Inspector, sample: Sample, scores: dict[str, SurfaceScores
     loaded = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth)
     verdict = inspector.decide(loaded)
     surface = sample.surface
-    if loaded.image is not None and surface is not None and surface in inspector.bundle.detectors:
-        platt = inspector.bundle.detectors[surface].platt
-        found = scores.setdefault(surface, SurfaceScores(surface, inspector.threshold(surface), platt))
-        found.add(sample, inspector.detect(loaded.image.grey(), surface)[1])
+    if loaded.image is None or verdict.verdict == "error" or surface not in inspector.bundle.detectors:
+        return Judged(sample, verdict)
+    assert surface is not None
+    platt = inspector.bundle.detectors[surface].platt
+    try:
+        _, found = inspector.detect(loaded.image.grey(), surface)
+    except ImageError as error:
+        # Named otherwise, it never came to its own detector, which cannot judge it either: no figure may count it.
+        return Judged(sample, replace(verdict, verdict="error", error_code=error.code, error_detail=error.message))
+    scores.setdefault(surface, SurfaceScores(surface, inspector.threshold(surface), platt)).add(sample, found)
     return Judged(sample, verdict)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sbdzsl import image as images
@@ -21,7 +22,9 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import Threshold
 from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, LakeError
+from sbdzsl.graphs import GraphEngine, GraphTrunk
 from sbdzsl.image import Image
+from sbdzsl.runtime import Runtime
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd.predict import DefectMap
 from sbdzsl.verdict import Detection, Route, Verdict
@@ -56,14 +59,35 @@ def load_image(image_id: str, uri: str, settings: ImageSettings, bit_depth: int 
 class Inspector:
     """Judges images with one bundle. Not thread-safe: give each thread its own.
 
-    `policy` overrides the threshold policy of every surface's detector. Raises `DataError` where a surface lacks the
-    held-out images that the policy needs.
+    `policy` overrides the threshold policy of every surface's detector, `max_memory_mb` the ceiling of every one's
+    settings. `runtime` runs the nets: other than "torch", on the CPU only, by as many threads as PyTorch would use.
+    Raises `DataError` where a surface lacks the held-out images that the policy needs, `ConfigError` for a runtime that
+    is not installed ("missing-extra") or a device that it does not run on.
     """
 
-    def __init__(self, bundle: Bundle, policy: ThresholdRule | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: ThresholdRule | None = None,
+        device: str = "cpu",
+        max_memory_mb: float | None = None,
+        runtime: Runtime = "torch",
+    ) -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
-        self._embedder = Embedder(bundle.backbone, bundle.settings.router, device)
+        self._max_memory_mb = max_memory_mb
+        self._detectors = {surface: entry.detector for surface, entry in bundle.detectors.items()}
+        statistics = None
+        if runtime != "torch":
+            if device != "cpu":
+                raise ConfigError("bad-config", f"runtime {runtime} runs on the cpu, found device {device!r}")
+            threads = torch.get_num_threads()
+            statistics = GraphTrunk(bundle.backbone, runtime, threads)
+            self._detectors = {
+                surface: detector.run_by(GraphEngine(detector.network, runtime, threads))
+                for surface, detector in self._detectors.items()
+            }
+        self._embedder = Embedder(bundle.backbone, bundle.settings.router, device, statistics)
         self._thresholds: dict[str, Threshold] = {
             surface: entry.threshold(policy) for surface, entry in bundle.detectors.items()
         }
@@ -91,7 +115,10 @@ class Inspector:
         if route.is_unseen:
             return replace(verdict, verdict="unseen")
         started = time.perf_counter()
-        detection, _ = self.detect(grey, route.surface)
+        try:
+            detection, _ = self.detect(grey, route.surface)
+        except ImageError as error:  # above the memory ceiling; the route is known all the same
+            return replace(verdict, error_code=error.code, error_detail=error.message)
         return replace(
             verdict,
             verdict="defect" if detection.is_defect else "good",
@@ -110,13 +137,15 @@ class Inspector:
     def detect(self, grey: NDArray[np.float32], surface: str) -> tuple[Detection, DefectMap]:
         """SBDD's answer on a grey image, taken for an image of `surface`, and the map it rests on.
 
-        Raises `ConfigError` for a surface that the bundle does not know.
+        Raises `ConfigError` for a surface that the bundle does not know, `ImageError` "too-large" for an image that
+        cannot be judged within the memory ceiling.
         """
         entry = self.bundle.detectors.get(surface)
         if entry is None:
             known = ", ".join(self.bundle.surfaces)
             raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
-        found, threshold = entry.detector.detect(grey), self._thresholds[surface]
+        found = self._detectors[surface].detect(grey, self._max_memory_mb)
+        threshold = self._thresholds[surface]
         is_defect = found.score > threshold.value
         detection = Detection(
             defect_score=found.score,

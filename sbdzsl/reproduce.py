@@ -160,7 +160,7 @@ def _detectors(
         report(f"{name}: training, seed {seed}")
         try:
             data = load_surface(surface, learnt, None, settings.image, report)
-            entry = train_detector(data, settings.detector_for(surface), seed, device, report)
+            entry, _ = train_detector(data, settings.detector_for(surface), seed, device, report)
         except DataError as error:
             if error.code != "too-few-images":
                 raise

@@ -96,6 +96,16 @@ def test_hostile_files_get_a_verdict_or_a_code_and_never_a_crash(trained: Traine
     assert verdict_table(verdicts).num_rows == len(files)
 
 
+def test_an_image_above_the_memory_ceiling_is_a_row(trained: Trained) -> None:
+    row = next(row for row in trained.manifest.to_pylist() if row["surface"] != UNSEEN)
+    judged = Inspector(trained.bundle).judge(row["image_id"], row["uri"])
+    above = Inspector(trained.bundle, max_memory_mb=1).judge(row["image_id"], row["uri"])
+    assert (above.verdict, above.error_code) == ("error", "too-large")
+    assert "max_memory_mb is 1" in (above.error_detail or "")
+    assert (above.surface, above.unseen_score) == (judged.surface, judged.unseen_score)
+    assert above.defect_score is None
+
+
 def test_a_missing_file_is_a_row(trained: Trained, tmp_path: Path) -> None:
     verdict = Inspector(trained.bundle).judge("x", str(tmp_path / "gone.png"))
     assert (verdict.verdict, verdict.error_code) == ("error", "not-found")

@@ -35,6 +35,7 @@ from sbdzsl.inspector import Inspector, Loaded, load_image
 from sbdzsl.report.gallery import gallery_image
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary
+from sbdzsl.runtime import Runtime
 
 Report = Callable[[str], None]
 
@@ -59,6 +60,7 @@ def run_audit(
     policy: ThresholdRule | None = None,
     address: str | None = None,
     report: Report = print,
+    runtime: Runtime = "torch",
 ) -> AuditResult:
     """Judge every image of a lake (or of a manifest) and write parts, manifest and report below `out`.
 
@@ -69,13 +71,19 @@ def run_audit(
     started = datetime.now(timezone.utc)
     bundle_url, out = lake.absolute_url(bundle_url), lake.absolute_url(out)
     bundle = bundles.load(bundle_url)
-    plan = _plan(bundle, out, lake_url, manifest_uri, settings, policy, started, report)
+    if runtime != "torch" and settings.gpus_per_actor:
+        raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
+    # Made first: what cannot be run here is said before any work, and the gallery needs it in the end.
+    inspector = Inspector(bundle, policy, max_memory_mb=settings.max_memory_mb, runtime=runtime)
+    plan = _plan(bundle, out, lake_url, manifest_uri, settings, policy, runtime, started, report)
     resumed = ledger.done_shards(plan)
     missing = [shard for shard in range(plan.num_shards) if shard not in resumed]
     if resumed and missing:
         report(f"resuming: {len(resumed)} of {plan.num_shards} shards are done already")
     clock = time.perf_counter()
-    num_judged, actors = _judge(plan, bundle_url, missing, settings, policy, address, report) if missing else (0, 0)
+    num_judged, actors = (
+        _judge(plan, bundle_url, missing, settings, policy, runtime, address, report) if missing else (0, 0)
+    )
     seconds = time.perf_counter() - clock
     proof = ledger.reconcile(plan)
     if not proof.is_complete:
@@ -104,7 +112,6 @@ def run_audit(
         unseen_budget=bundle.settings.router.false_alarm_rate,
         defect_budget=_defect_budget(bundle, policy),
     )
-    inspector = Inspector(bundle, policy)
     summary = write_report(
         ledger.verdict_rows(plan), facts, out, lambda row: gallery_image(inspector, row), settings.gallery_size
     )
@@ -169,6 +176,7 @@ def _plan(
     manifest_uri: str | None,
     settings: AuditSettings,
     policy: ThresholdRule | None,
+    runtime: Runtime,
     started: datetime,
     report: Report,
 ) -> Plan:
@@ -179,12 +187,12 @@ def _plan(
     asked = None if policy is None else str(policy)
     plan = ledger.find_plan(out)
     if plan is not None:
-        ledger.require_same(plan, source, bundle.digest, asked)
+        ledger.require_same(plan, source, bundle.digest, asked, runtime)
         return plan
     manifest = lake.list_images(source) if lake_url else lake.read_manifest(source)
     report(f"{manifest.num_rows:,} images in {source}")
     now = started.isoformat(timespec="seconds")
-    return ledger.make_plan(out, source, bundle.digest, asked, manifest, settings.shard_size, now)
+    return ledger.make_plan(out, source, bundle.digest, asked, manifest, settings.shard_size, now, runtime)
 
 
 def _judge(
@@ -193,13 +201,15 @@ def _judge(
     shards: list[int],
     settings: AuditSettings,
     policy: ThresholdRule | None,
+    runtime: Runtime,
     address: str | None,
     report: Report,
 ) -> tuple[int, int]:
     """Judge the given shards on Ray; returns how many images that were, and by how many actors."""
 
     def load_inspector() -> Inspector:
-        return Inspector(bundles.load(bundle_url, _device(settings)), policy, _device(settings))
+        device = _device(settings)
+        return Inspector(bundles.load(bundle_url, device), policy, device, settings.max_memory_mb, runtime)
 
     with session(address):
         resources = {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor}

@@ -1,6 +1,6 @@
 """The audit's ledger: what an output folder says about an audit. No Ray in here.
 
-    audit.json              the plan, written once: bundle, manifest, shard size, threshold policy
+    audit.json              the plan, written once: bundle, manifest, shard size, threshold policy, runtime
     manifest-<digest>.parquet   the images; shard k is its row group k
     parts/part-<k>.parquet  the verdicts of shard k, written once
 
@@ -48,6 +48,7 @@ class Plan:
     num_images: int
     shard_size: int
     created_at: str
+    runtime: str = "torch"
 
     @property
     def num_shards(self) -> int:
@@ -107,19 +108,26 @@ def find_plan(out: str) -> Plan | None:
 
 
 def make_plan(
-    out: str, source: str, bundle_digest: str, policy: str | None, manifest: pa.Table, shard_size: int | None, now: str
+    out: str,
+    source: str,
+    bundle_digest: str,
+    policy: str | None,
+    manifest: pa.Table,
+    shard_size: int | None,
+    now: str,
+    runtime: str = "torch",
 ) -> Plan:
     """Pin a new audit: write its manifest, then its plan. If another start was first, its plan is taken and checked."""
     num_images = manifest.num_rows
     size = shard_size or choose_shard_size(num_images)
-    plan = Plan(out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now)
+    plan = Plan(out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now, runtime)
     lake.write_manifest(manifest, plan.manifest_uri, row_group_size=size)
     text = json.dumps(asdict(plan) | {"version": PLAN_VERSION}, indent=2)
     lake.write_once(lake.join(out, PLAN), text.encode())
     # Read back whoever won, so that two starts at once go on with one plan.
     pinned = find_plan(out)
     assert pinned is not None
-    require_same(pinned, source, bundle_digest, policy)
+    require_same(pinned, source, bundle_digest, policy, runtime)
     return pinned
 
 
@@ -128,9 +136,9 @@ def choose_shard_size(num_images: int) -> int:
     return max(MIN_SHARD_SIZE, min(MAX_SHARD_SIZE, math.ceil(num_images / MIN_SHARDS)))
 
 
-def require_same(plan: Plan, source: str, bundle_digest: str, policy: str | None) -> None:
-    """Raise `AuditError` "other-audit" unless the plan is of the same source, bundle and threshold policy."""
-    asked = {"source": source, "bundle_digest": bundle_digest, "policy": policy}
+def require_same(plan: Plan, source: str, bundle_digest: str, policy: str | None, runtime: str = "torch") -> None:
+    """Raise `AuditError` "other-audit" unless the plan is of the same source, bundle, threshold policy and runtime."""
+    asked = {"source": source, "bundle_digest": bundle_digest, "policy": policy, "runtime": runtime}
     found = {name: getattr(plan, name) for name in asked}
     differs = [f"{name}: {found[name]} there, {asked[name]} asked for" for name in asked if found[name] != asked[name]]
     if differs:

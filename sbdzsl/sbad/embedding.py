@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from sbdzsl.sbad.backbone import Backbone
 #: Part of the cache key: raise it whenever `Embedder.embed` would give other numbers for the same image.
 EMBEDDING_VERSION = 2
 
+#: Crop [H, W] to mean and variance [D / 2] of the channels of all stages.
+Statistics = Callable[[NDArray[np.float32]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
 # Below this standard deviation a channel counts as silent; without a floor, dead channels would turn into noise.
 _STD_FLOOR = 0.01
 
@@ -28,14 +32,21 @@ _STD_FLOOR = 0.01
 class Embedder:
     """The frozen feature extractor: the same image gives the same bits, whatever ran before and on any thread count.
 
-    `device` is a torch device; bits are only promised on the CPU.
+    `device` is a torch device; bits are only promised on the CPU. `statistics` runs the backbone in place of PyTorch.
     """
 
-    def __init__(self, backbone: Backbone, settings: RouterSettings, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: RouterSettings,
+        device: str = "cpu",
+        statistics: Statistics | None = None,
+    ) -> None:
         self.settings = settings
         self.device = torch.device(device)
         self.backbone = backbone.to(self.device)
         self.backbone_digest = backbone.digest
+        self._statistics = statistics or self._torch_statistics
 
     def embed(self, grey: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features of one image: [H, W] float32 in [0, 1], any size -> [D] float32.
@@ -72,7 +83,7 @@ class Embedder:
         Path(part.name).replace(path)  # whole or not at all: others may read and write the same entry
         return features
 
-    def _statistics(self, crop: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _torch_statistics(self, crop: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and variance of each channel over the pixels of one crop."""
         batch = torch.from_numpy(np.ascontiguousarray(crop, dtype=np.float32)[None, None]).to(self.device)
         with torch.inference_mode():

@@ -1,13 +1,15 @@
 """A trained detector at work: grey image in, score and map out, places in source pixels.
 
-Shapes: `H`, `W` source pixels; the network sees the image shrunk by `scale` to `H'`, `W'`; its map has `h`, `w` cells
-of 8 x 8 network pixels. Nothing here depends on what ran before: one image, one outcome, bit for bit.
+Shapes: `H`, `W` source pixels; the network sees the image shrunk by `scale` to `H'`, `W'`, whole or in tiles
+(`tiling.py`); its map has `h`, `w` cells of 8 x 8 network pixels. Nothing here depends on what ran before: one image,
+one outcome, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import BundleError
+from sbdzsl.sbdd.engine import Engine, TorchEngine
 from sbdzsl.sbdd.network import NETWORKS, build_network
 from sbdzsl.sbdd.segdec import MAP_STRIDE, SegDec
+from sbdzsl.sbdd.tiling import Footprint, choose_tile, judge_tiled, measure_footprint
 from sbdzsl.verdict import Region
 
 #: Regions an image reports at most: the ones with the highest scores.
@@ -82,13 +86,23 @@ class DefectMap:
 
 
 class Detector:
-    """One surface's trained detector: settings with `scale` resolved, folded network, map threshold (a logit)."""
+    """One surface's trained detector: settings with `scale` resolved, folded network, map threshold (a logit).
 
-    def __init__(self, settings: DetectorSettings, network: SegDec, map_threshold: float | None = None) -> None:
+    `engine` runs the network; PyTorch if none is given.
+    """
+
+    def __init__(
+        self,
+        settings: DetectorSettings,
+        network: SegDec,
+        map_threshold: float | None = None,
+        engine: Engine | None = None,
+    ) -> None:
         if settings.scale is None:
             raise ValueError("a detector needs a resolved scale; fit_detector resolves it")
         self.settings = settings
         self.network = network
+        self._engine = engine or TorchEngine(network)
         self._map_threshold = map_threshold
 
     @property
@@ -98,10 +112,28 @@ class Detector:
             raise ValueError("this detector is not fitted: it has no map threshold; make it with fit_detector")
         return self._map_threshold
 
-    def detect(self, grey: NDArray[np.float32]) -> DefectMap:
-        """Judge one grey image, float32 [H, W] in [0, 1], source pixels. `ValueError` while unfitted."""
+    def detect(self, grey: NDArray[np.float32], max_memory_mb: float | None = None) -> DefectMap:
+        """Judge one grey image, float32 [H, W] in [0, 1], source pixels. `ValueError` while unfitted.
+
+        It is judged whole where that takes at most `max_memory_mb` (the settings' own if None), else in tiles. Raises
+        `ImageError` "too-large" where tiles do not fit either, or the network cannot be tiled.
+        """
         _ = self.map_threshold
-        return judge(self.network, grey, self.scale)
+        small = shrink(grey, self.scale)
+        ceiling = self.settings.max_memory_mb if max_memory_mb is None else max_memory_mb
+        tile = choose_tile(self.network, self.footprint, (small.shape[0], small.shape[1]), ceiling)
+        if tile is None:
+            return _defect_map(*self._engine.judge(small), grey, small)
+        return _defect_map(*judge_tiled(self._engine, self.network, small, tile), grey, small)
+
+    def run_by(self, engine: Engine) -> Detector:
+        """This detector with its network run by another engine."""
+        return Detector(self.settings, self.network, self._map_threshold, engine)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a pass takes in memory."""
+        return measure_footprint(self.network)
 
     @property
     def scale(self) -> float:
@@ -147,16 +179,18 @@ def network_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-@torch.inference_mode()
 def judge(network: SegDec, grey: NDArray[np.float32], scale: float) -> DefectMap:
-    """Run a network that is `ready` on one grey image, float32 [H, W] in [0, 1]."""
+    """Run a network that is `ready` on one grey image, float32 [H, W] in [0, 1], whole, whatever memory it takes."""
     small = shrink(grey, scale)
-    x = torch.from_numpy(small)[None, None].to(next(network.parameters()).device)
-    decision, map_logits = network(x.contiguous(memory_format=torch.channels_last))
-    logits = np.ascontiguousarray(map_logits[0, 0].float().cpu().numpy())
+    return _defect_map(*TorchEngine(network).judge(small), grey, small)
+
+
+def _defect_map(
+    decision: float, logits: NDArray[np.float32], grey: NDArray[np.float32], small: NDArray[np.float32]
+) -> DefectMap:
     # Both heads vote: on real surfaces the map's highest cell ranks faint defects better, the decision ranks oddities.
-    score = float(decision[0]) + float(logits.max())
-    return DefectMap(score, logits, *grey.shape, *small.shape)
+    score = decision + float(logits.max())
+    return DefectMap(score, np.ascontiguousarray(logits), grey.shape[0], grey.shape[1], small.shape[0], small.shape[1])
 
 
 def _resize(image: NDArray[np.float32], height: int, width: int, interpolation: int) -> NDArray[np.float32]:

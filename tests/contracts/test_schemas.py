@@ -57,9 +57,10 @@ CODES = {
     },
     "LakeError": {"not-found", "forbidden", "no-images", "unreachable", "unsupported-store", "already-exists"},
     "DataError": {"bad-layout", "bad-manifest", "bad-mask", "bad-attributes", "too-few-images"},
-    "ConfigError": {"bad-config"},
+    "ConfigError": {"bad-config", "missing-extra"},
     "BundleError": {"no-bundle", "bundle-exists", "damaged-bundle", "wrong-version", "unsafe-file"},
     "TrainingError": {"not-finite", "weights-missing"},
+    "ExportError": {"no-parity", "export-exists", "bad-export"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled"},
 }
 
