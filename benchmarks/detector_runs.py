@@ -90,7 +90,7 @@ class Tested:
             "fn": counts.false_negatives,
             "best_f1_on_test": None
             if best is None
-            else {"fp": best.counts.false_positives, "fn": best.counts.false_negatives},
+            else {"fp": best.confusion.false_positives, "fn": best.confusion.false_negatives},
             "pixel_ap": self.pixel_ap,
             "aupro": self.aupro,
             "val_ap": self.val_ap,
@@ -100,7 +100,7 @@ class Tested:
 
 def errors_of(best: BestF1 | None) -> dict[str, int] | None:
     """False alarms and misses at a best F1; None where there is none."""
-    return None if best is None else {"fp": best.counts.false_positives, "fn": best.counts.false_negatives}
+    return None if best is None else {"fp": best.confusion.false_positives, "fn": best.confusion.false_negatives}
 
 
 def run_all(runs: Sequence[Run]) -> list[Tested]:
@@ -122,7 +122,7 @@ def run_one(run: Run) -> Tested:
     started = time.monotonic()
     fitted = fit_detector(train, images["val"], settings, run.seed)
     minutes = (time.monotonic() - started) / 60
-    rule = ThresholdRule(policy="false-alarm-rate", false_alarm_rate=settings.false_alarm_rate)
+    rule = ThresholdRule("false-alarm-rate", settings.false_alarm_rate)
     good, defect = (fitted.val_scores[fitted.val_labels == kind] for kind in (False, True))
     threshold = choose_threshold(rule, good, defect).value
     pixels, scores = PixelTally(), []
