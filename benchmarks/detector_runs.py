@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from record import shared_data
-from sbdzsl.pixel_metrics import PixelTally
 
 from sbdzsl import datasets, lake
 from sbdzsl.calibration import choose_threshold
@@ -29,6 +28,7 @@ from sbdzsl.datasets import synthetic
 from sbdzsl.datasets.sample import Sample, load_mask
 from sbdzsl.image import decode
 from sbdzsl.metrics import BestF1, auroc, average_precision, average_precision_trapezoid, best_f1, confusion
+from sbdzsl.pixel_metrics import PixelTally
 from sbdzsl.sbdd.fit import TrainingImage, fit_detector
 
 #: Adapter, folder below the shared data and name of the surface.

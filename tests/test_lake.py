@@ -63,6 +63,13 @@ class TestEveryStore:
         assert before.version != after.version
         assert abs(after.modified_at - datetime.now(timezone.utc)) < timedelta(minutes=1)
 
+    def test_remove_takes_a_file_away_and_minds_no_missing_one(self, place):
+        uri = f"{place}/gone"
+        lake.write_bytes(uri, b"here")
+        lake.remove(uri)
+        assert not lake.exists(uri)
+        lake.remove(uri)
+
     def test_write_once_leaves_the_first_untouched(self, place):
         uri = lake.join(place, "parts", "7.parquet")
         assert lake.write_once(uri, b"first") is True
