@@ -104,13 +104,14 @@ class PixelTally:
         return np.sum(precision * hits, axis=1) / hits.sum(axis=1)
 
     def _aupro(self, weights: Floats) -> Floats | None:
-        good = np.cumsum(_weighted(weights, self._good), axis=1) if self._good else np.zeros((1, 1))
-        if not self._defective or not good[:, -1].all():
+        if not self._defective or not any(counts.any() for counts in self._good):
             return None
+        good = np.cumsum(_weighted(weights, self._good), axis=1)
         drawn = weights[:, self._defective]
         num_regions = drawn @ np.array(self._regions, dtype=np.float64)
         overlap = np.cumsum(_weighted(drawn, self._overlap), axis=1) / num_regions[:, None]
-        return _area_up_to(good / good[:, -1:], overlap, MAX_FALL_OUT) / MAX_FALL_OUT
+        # A resample may, in principle, have drawn no good pixel at all.
+        return _area_up_to(good / np.maximum(good[:, -1:], 1), overlap, MAX_FALL_OUT) / MAX_FALL_OUT
 
 
 def _weighted(weights: Floats, histograms: list[NDArray[np.int64]] | list[Floats]) -> Floats:

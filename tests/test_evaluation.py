@@ -144,13 +144,16 @@ def test_a_mask_that_cannot_be_read_is_listed_and_left_out(trained: Trained, tmp
     assert row["pixels"]["num_images"] == row["num_good"]
 
 
-def test_without_defects_the_figures_that_need_them_are_none(trained: Trained) -> None:
+def test_without_defects_the_figures_that_need_them_are_none(trained: Trained, tmp_path: Path) -> None:
     rows = changed(trained.manifest)
     good = rows.filter(np.array([row["label"] == "benign" for row in rows.to_pylist()]))
-    row = evaluation.evaluate(trained.bundle, good).figures["surfaces"][SEEN[0]]
+    found = evaluation.evaluate(trained.bundle, good)
+    row = found.figures["surfaces"][SEEN[0]]
     names = ("ap", "auroc", "f1", "fn", "best_f1_on_test", "miss_rate", "threshold_of_best_f1_on_test", "pixel_ap")
     assert [row[name] for name in names] == [None] * len(names)
     assert row["fp"] is not None
+    evaluation_page.write_evaluation(found, trained.bundle, str(tmp_path))
+    assert (tmp_path / f"{SEEN[0]}-precision-recall.png").exists()
 
 
 def test_a_manifest_without_test_rows_is_an_error(trained: Trained) -> None:

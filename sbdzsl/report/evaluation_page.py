@@ -110,7 +110,10 @@ def precision_recall_png(labels: Labels, scores: Scores, threshold: float) -> by
             if called.any() and labels.any():
                 point = (called & labels).sum() / labels.sum(), (called & labels).sum() / called.sum()
                 axes.plot(*point, marker, color=_DEFECT, markersize=8, label=label, fillstyle="none", clip_on=False)
-        axes.axhline(float(labels.mean()), color=_DIM, linestyle=":", label="chance")
+        if labels.any():
+            axes.axhline(float(labels.mean()), color=_DIM, linestyle=":", label="chance")
+        else:
+            axes.text(0.5, 0.5, "no defective image: no curve", ha="center", color=_DIM)
         axes.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="recall", ylabel="precision")
 
     return _plot(draw)
@@ -208,7 +211,8 @@ def _plot(draw: Callable[[Axes], None]) -> bytes:
     axes = figure.add_subplot()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.5)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
