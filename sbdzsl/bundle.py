@@ -30,6 +30,7 @@ from sbdzsl.calibration import Platt, Threshold, choose_threshold
 from sbdzsl.config import DetectorSettings, ThresholdRule, TrainSettings, parse
 from sbdzsl.errors import BundleError, LakeError
 from sbdzsl.metrics import average_precision
+from sbdzsl.robustness import Robustness
 from sbdzsl.sbad.backbone import Backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbdd.predict import Detector
@@ -43,7 +44,8 @@ class SurfaceDetector:
     """One surface's SBDD with what decides on its scores.
 
     `good_scores` and `defect_scores` are the raw scores (`float64 [n]`) of the held-out images, from which each
-    threshold policy is drawn without training again. `platt` is None where no defect was held out.
+    threshold policy is drawn without training again. `platt` is None where no defect was held out. `robustness` says
+    what becomes of the held-out images under other light, blur, noise and shift.
     """
 
     detector: Detector
@@ -51,6 +53,7 @@ class SurfaceDetector:
     good_scores: NDArray[np.float64]
     defect_scores: NDArray[np.float64]
     platt: Platt | None
+    robustness: tuple[Robustness, ...] = ()
 
     def threshold(self, rule: ThresholdRule | None = None) -> Threshold:
         """Threshold by `rule`, by the settings' own if None. Raises `DataError` where the policy lacks its data."""
@@ -191,6 +194,7 @@ def _load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
         good_scores=np.array(entry["good_scores"], dtype=np.float64),
         defect_scores=np.array(entry["defect_scores"], dtype=np.float64),
         platt=Platt(**entry["platt"]) if entry["platt"] else None,
+        robustness=tuple(Robustness(**row) for row in entry["robustness"]),
     )
 
 
@@ -201,6 +205,7 @@ def _detector_card(entry: SurfaceDetector) -> dict[str, Any]:
         "good_scores": entry.good_scores.tolist(),
         "defect_scores": entry.defect_scores.tolist(),
         "platt": asdict(entry.platt) if entry.platt else None,
+        "robustness": [asdict(row) for row in entry.robustness],
     }
 
 

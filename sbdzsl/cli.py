@@ -49,7 +49,7 @@ Policy = Annotated[
 Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
 RuntimeName = Annotated[Runtime, typer.Option("--runtime", help="What runs the nets; others than torch on the CPU.")]
 MaxMemory = Annotated[
-    float | None, typer.Option(help="MB that judging one image may take; the bundle's own if not given.")
+    float | None, typer.Option(min=192, help="MB that judging one image may take; the bundle's own if not given.")
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 

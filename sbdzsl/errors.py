@@ -103,9 +103,9 @@ class TrainingError(SbdzslError):
 
 
 class ExportError(SbdzslError):
-    """An exported graph does not say what its net says, or is of another bundle."""
+    """An exported graph does not say what its net says, or its place is taken."""
 
-    CODES: ClassVar[dict[str, int]] = {"no-parity": 500, "export-exists": 409, "bad-export": 422}
+    CODES: ClassVar[dict[str, int]] = {"no-parity": 500, "export-exists": 409}
 
 
 class AuditError(SbdzslError):

@@ -29,7 +29,7 @@ from sbdzsl import __version__, lake
 from sbdzsl.bundle import Bundle, SurfaceDetector
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.errors import ConfigError, ExportError
-from sbdzsl.graphs import detector_graph, trunk_graph
+from sbdzsl.graphs import GraphTrunk, detector_graph, trunk_graph
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import average_precision
 from sbdzsl.runtime import Runtime, Session, open_session, require
@@ -193,6 +193,8 @@ def quantise(graph: bytes, images: Iterator[Grey]) -> bytes:
     as they are.
     """
     quantization = require("onnxruntime.quantization")
+    # The quantiser's own sessions warn of what their optimiser tidies up.
+    require("onnxruntime").set_default_logger_severity(3)
     onnx = require("onnx")
     nodes = onnx.load_from_string(graph).graph.node
     kept = [node.name for node in nodes if node.op_type == "Conv" and any(part in node.name for part in UNQUANTISED)]
@@ -267,12 +269,8 @@ class _Images:
 
 
 def _feature_difference(bundle: Bundle, session: Session, images: _Images) -> float:
-    def statistics(crop: Grey) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        found = session.run({"image": np.ascontiguousarray(crop)[None, None]})
-        return found["mean"][0].astype(np.float64), found["variance"][0].astype(np.float64)
-
     ours = Embedder(bundle.backbone, bundle.settings.router)
-    theirs = Embedder(bundle.backbone, bundle.settings.router, statistics=statistics)
+    theirs = Embedder(bundle.backbone, bundle.settings.router, statistics=GraphTrunk(session))
     return max(float(np.abs(ours.embed(grey) - theirs.embed(grey)).max()) for grey in images.all())
 
 

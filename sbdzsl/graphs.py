@@ -100,10 +100,10 @@ class GraphEngine:
 
 
 class GraphTrunk:
-    """The trunk run as a graph: crop [H, W] to mean and variance [D / 2] of its stages' channels, as float64."""
+    """A session over `trunk_graph`: crop [H, W] to mean and variance [D / 2] of all channels, float64."""
 
-    def __init__(self, backbone: Backbone, runtime: Runtime, threads: int) -> None:
-        self._session = open_session(trunk_graph(backbone), runtime, threads)
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def __call__(self, crop: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See the class."""

@@ -22,9 +22,9 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import Threshold
 from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, LakeError
-from sbdzsl.graphs import GraphEngine, GraphTrunk
+from sbdzsl.graphs import GraphEngine, GraphTrunk, trunk_graph
 from sbdzsl.image import Image
-from sbdzsl.runtime import Runtime
+from sbdzsl.runtime import Runtime, open_session
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd.predict import DefectMap
 from sbdzsl.verdict import Detection, Route, Verdict
@@ -82,7 +82,7 @@ class Inspector:
             if device != "cpu":
                 raise ConfigError("bad-config", f"runtime {runtime} runs on the cpu, found device {device!r}")
             threads = torch.get_num_threads()
-            statistics = GraphTrunk(bundle.backbone, runtime, threads)
+            statistics = GraphTrunk(open_session(trunk_graph(bundle.backbone), runtime, threads))
             self._detectors = {
                 surface: detector.run_by(GraphEngine(detector.network, runtime, threads))
                 for surface, detector in self._detectors.items()

@@ -7,7 +7,7 @@ them. Nothing of an unseen surface is read: its rows are dropped before the firs
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +22,7 @@ from sbdzsl.config import DetectorSettings, ImageSettings, TrainSettings
 from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
 from sbdzsl.image import decode
+from sbdzsl.robustness import robustness
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
@@ -31,6 +32,9 @@ from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 
 Report = Callable[[str], None]
+
+#: The robustness table of a bundle's card is made from so many validation images: sixteen passes each.
+MAX_ROBUSTNESS_IMAGES = 100
 
 #: Below this many training images the router cannot tell a surface's own spread from its distance to others.
 MIN_TRAIN_IMAGES = 5
@@ -176,6 +180,13 @@ def train_detector(
         platt=fit_platt(scores[~labels], scores[labels]),
     )
     threshold = entry.threshold()
+    held_out = ((image.grey, image.defective) for image in data.val[:MAX_ROBUSTNESS_IMAGES])
+    # The published network takes a second an image: its table would cost more than many a training.
+    if settings.network == "lite":
+        entry = replace(
+            entry,
+            robustness=robustness(lambda grey: fitted.detector.detect(grey).score, held_out, threshold.value, seed),
+        )
     if threshold.promised_rate is not None and threshold.promised_rate > settings.false_alarm_rate:
         report(
             f"  {data.surface}: {threshold.num_good} held-out good images support a false-alarm rate of "

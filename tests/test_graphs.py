@@ -8,7 +8,7 @@ import torch
 
 from sbdzsl.config import RouterSettings
 from sbdzsl.errors import ConfigError, ImageError
-from sbdzsl.graphs import GraphEngine, GraphTrunk, detector_graph
+from sbdzsl.graphs import GraphEngine, GraphTrunk, detector_graph, trunk_graph
 from sbdzsl.runtime import Runtime, open_session, require
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
@@ -77,8 +77,9 @@ def test_a_batch_is_its_images_and_the_score_is_the_sum(runtime: Runtime, lite: 
 
 def test_trunk_graph_gives_the_features(runtime: Runtime) -> None:
     backbone = load_backbone()
+    session = open_session(trunk_graph(backbone), runtime, 1)
     ours = Embedder(backbone, RouterSettings())
-    theirs = Embedder(backbone, RouterSettings(), statistics=GraphTrunk(backbone, runtime, 1))
+    theirs = Embedder(backbone, RouterSettings(), statistics=GraphTrunk(session))
     for height, width in ((256, 256), (300, 421), (130, 95), (17, 300)):
         grey = image(height, width)
         np.testing.assert_allclose(theirs.embed(grey), ours.embed(grey), rtol=0, atol=BOUND)

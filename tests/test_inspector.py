@@ -10,6 +10,7 @@ from sbdzsl.calibration import conformal_p_value
 from sbdzsl.config import ThresholdRule
 from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector, load_image
+from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import Verdict, to_parquet, verdict_table
 from tests import hostile
 from tests.conftest import SEEN, UNSEEN, Trained
@@ -79,6 +80,24 @@ def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> 
     assert found.figures["num_images"] == len(found.verdicts) > 0
     for verdict in found.verdicts:
         assert timeless(verdict) == timeless(inspector.judge(verdict.image_id, verdict.uri))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_another_runtime_gives_the_verdicts_by_evaluate_and_inspect_alike(trained: Trained, runtime: Runtime) -> None:
+    rows = trained.manifest.filter(trained.manifest["split"].to_numpy(zero_copy_only=False) == "test").slice(0, 9)
+    inspector, by_torch = Inspector(trained.bundle, runtime=runtime), Inspector(trained.bundle)
+    _, verdicts = evaluation.evaluate(trained.bundle, rows, runtime=runtime)
+    for verdict in verdicts:
+        assert timeless(verdict) == timeless(inspector.judge(verdict.image_id, verdict.uri))
+        expected = by_torch.judge(verdict.image_id, verdict.uri)
+        assert verdict.verdict == expected.verdict
+        assert verdict.unseen_score == pytest.approx(expected.unseen_score, abs=1e-3)
+        assert verdict.defect_score == (expected.defect_score and pytest.approx(expected.defect_score, abs=1e-3))
+
+
+def test_another_runtime_does_not_pretend_to_run_on_a_gpu(trained: Trained) -> None:
+    with pytest.raises(ConfigError, match="runs on the cpu"):
+        Inspector(trained.bundle, device="cuda", runtime="onnxruntime")
 
 
 def test_hostile_files_get_a_verdict_or_a_code_and_never_a_crash(trained: Trained, tmp_path: Path) -> None:

@@ -82,3 +82,12 @@ def test_a_killed_training_does_not_train_a_finished_surface_again(trained: Trai
     assert bundle.digest == trained.bundle.digest
     left = sorted(path.name for path in (tmp_path / "b" / "training").iterdir())
     assert left == [f"{surface}.png" for surface in sorted(SEEN)]
+
+
+def test_the_card_says_what_other_light_blur_noise_and_shift_do(trained: Trained) -> None:
+    for surface, entry in trained.bundle.detectors.items():
+        plain, *changed_rows = entry.robustness
+        assert (plain.change, plain.num_good) == ("none", len(entry.good_scores))
+        assert plain.fp == int((entry.good_scores > entry.threshold().value).sum())
+        assert {row.change for row in changed_rows} == {"brightness", "contrast", "blur", "noise", "shift"}
+        assert len(trained.bundle.card["detectors"][surface]["robustness"]) == 16

@@ -91,6 +91,9 @@ def test_another_bundle_or_source_is_refused(tmp_path: object) -> None:
     assert caught.value.code == "other-audit"
     with pytest.raises(AuditError, match="choose another --out"):
         plan_of(tmp_path, bundle="c")
+    # Its rows would be of two roundings: the bits of one runtime are not those of another.
+    with pytest.raises(AuditError, match="runtime: torch there, openvino asked for"):
+        ledger.require_same(plan, "/lake", "b", None, "openvino")
 
 
 def test_the_first_plan_wins(tmp_path: object) -> None:

@@ -60,7 +60,7 @@ CODES = {
     "ConfigError": {"bad-config", "missing-extra"},
     "BundleError": {"no-bundle", "bundle-exists", "damaged-bundle", "wrong-version", "unsafe-file"},
     "TrainingError": {"not-finite", "weights-missing"},
-    "ExportError": {"no-parity", "export-exists", "bad-export"},
+    "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled"},
 }
 
