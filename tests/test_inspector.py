@@ -86,8 +86,7 @@ def test_evaluate_gives_the_inspectors_verdicts_to_the_bit(trained: Trained) -> 
 def test_another_runtime_gives_the_verdicts_by_evaluate_and_inspect_alike(trained: Trained, runtime: Runtime) -> None:
     rows = trained.manifest.filter(trained.manifest["split"].to_numpy(zero_copy_only=False) == "test").slice(0, 9)
     inspector, by_torch = Inspector(trained.bundle, runtime=runtime), Inspector(trained.bundle)
-    _, verdicts = evaluation.evaluate(trained.bundle, rows, runtime=runtime)
-    for verdict in verdicts:
+    for verdict in evaluation.evaluate(trained.bundle, rows, runtime=runtime).verdicts:
         assert timeless(verdict) == timeless(inspector.judge(verdict.image_id, verdict.uri))
         expected = by_torch.judge(verdict.image_id, verdict.uri)
         assert verdict.verdict == expected.verdict
