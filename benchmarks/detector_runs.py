@@ -29,6 +29,7 @@ from sbdzsl.datasets.sample import Sample, load_mask
 from sbdzsl.image import decode
 from sbdzsl.metrics import BestF1, auroc, average_precision, average_precision_trapezoid, best_f1, confusion
 from sbdzsl.pixel_metrics import PixelTally
+from sbdzsl.robustness import Robustness, robustness
 from sbdzsl.sbdd.fit import TrainingImage, fit_detector
 
 #: Adapter, folder below the shared data and name of the surface.
@@ -48,7 +49,8 @@ WORKERS = 2
 class Run:
     """`fold` is (k, of), None for the split by `seed`; `masks` and `positives` limit what training sees (None: all).
 
-    `positives` 0 trains on good images alone; `masks` 0 on defective images without a mask.
+    `positives` 0 trains on good images alone; `masks` 0 on defective images without a mask. With `changes`, the test
+    images are also judged under other light, blur, noise and shift.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Run:
     masks: int | None = None
     positives: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Tested:
     pixel_ap: float | None
     aupro: float | None
     train_minutes: float
+    robustness: tuple[Robustness, ...]
 
     def figures(self) -> dict[str, Any]:
         """Plain values for a result file; `best_f1_on_test` takes its threshold from the test data, as published."""
@@ -141,6 +145,13 @@ def run_one(run: Run) -> Tested:
         pixel_ap=pixels.ap(),
         aupro=pixels.aupro(),
         train_minutes=minutes,
+        robustness=robustness(
+            lambda grey: fitted.detector.detect(grey).score,
+            ((image.grey, image.defective) for image in images["test"]),
+            threshold,
+        )
+        if run.changes
+        else (),
     )
     shown = {name: tested.figures()[name] for name in ("ap", "fp", "fn", "pixel_ap", "val_ap", "train_minutes")}
     print(run.source, run.fold, run.seed, run.masks, run.positives, run.settings, shown, flush=True)
