@@ -1,11 +1,10 @@
-"""The figures of the first slice on real images: detectors, router, latency.
+"""The whole system on real and drawn images: router, latency, demo.
 
-    python benchmarks/first_slice.py detectors   DAGM class 1 (three seeds), KolektorSDD (three folds): AP, FP, FN
     python benchmarks/first_slice.py routing     a bundle of three surfaces over them and 22 unseen ones: S, U, H
     python benchmarks/first_slice.py latency     `inspect` of one 512x512 image in one process
     python benchmarks/first_slice.py demo        `make demo`: found, missed, false alarms, minutes
 
-Without an argument all four. All but the demo need the shared images (SBDZSL_SHARED). About 40 minutes on two cores.
+Without an argument all three. All but the demo need the shared images (SBDZSL_SHARED). About 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from record import record, shared_data
 
-from sbdzsl import bundle as bundles
-from sbdzsl import datasets, evaluation, lake, training
+from sbdzsl import datasets, lake, training
 from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import conformal_threshold
 from sbdzsl.cluster.audit import run_audit
@@ -41,35 +38,6 @@ ROUTED = ("dagm_class1", "kolektorsdd", "magnetic_tile")
 def manifest_of(adapter: str, folder: str, **choices: Any) -> pa.Table:
     """Manifest of one shared data set."""
     return datasets.samples_to_table(datasets.ingest(adapter, str(shared_data() / folder), **choices).samples)
-
-
-def detectors(work: Path) -> None:
-    """Train and test DAGM class 1 over seeds and KolektorSDD over folds, each at its own split."""
-    runs = [
-        ("dagm_class1", f"seed {s}", manifest_of("dagm", "DAGM2007", surface="dagm_class1", seed=s), s)
-        for s in range(3)
-    ]
-    runs += [
-        ("kolektorsdd", f"fold {k}", manifest_of("kolektorsdd", "KolektorSDD", fold=k, folds=3), 0) for k in range(3)
-    ]
-    rows = []
-    for surface, split, manifest, seed in runs:
-        started = time.monotonic()
-        bundle = training.train(
-            manifest, str(work / f"{surface} {split}"), TrainSettings(), seed, report=lambda _: None
-        )
-        minutes = (time.monotonic() - started) / 60
-        found = evaluation.evaluate(bundle, manifest).figures["surfaces"][surface]
-        kept = ("ap", "auroc", "f1", "fp", "fn", "num_good", "num_defect", "promised_false_alarm_rate")
-        rows.append(
-            {"surface": surface, "split": split} | {k: found[k] for k in kept} | {"train_minutes": round(minutes, 2)}
-        )
-        print(rows[-1], flush=True)
-    means = {
-        surface: float(np.mean([row["ap"] for row in rows if row["surface"] == surface]))
-        for surface in ("dagm_class1", "kolektorsdd")
-    }
-    record("detectors", {"mean_ap": means, "runs": rows})
 
 
 def routing(work: Path) -> None:
@@ -134,9 +102,7 @@ def cosine_baseline(bundle: Bundle, seen: pa.Table, audited: pa.Table) -> dict[s
 def latency(work: Path) -> None:
     """Median over 50 of reading, decoding, routing and detecting one 512x512 DAGM image in one process."""
     manifest = manifest_of("dagm", "DAGM2007", surface="dagm_class1")
-    url = str(work / "dagm_class1 seed 0")
-    bundle = bundles.load(url) if bundles.exists(url) else training.train(manifest, url, TrainSettings())
-    inspector = Inspector(bundle)
+    inspector = Inspector(training.train(manifest, str(work / "dagm_class1"), TrainSettings()))
     uri = only(manifest, "test")["uri"][0].as_py()
     for _ in range(5):
         inspector.judge("warm-up", uri)
@@ -182,7 +148,7 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-STUDIES = {"detectors": detectors, "routing": routing, "latency": latency, "demo": demo}
+STUDIES = {"routing": routing, "latency": latency, "demo": demo}
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or list(STUDIES)
