@@ -35,7 +35,7 @@ from sbdzsl.sbad.backbone import Backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbdd.predict import Detector
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CARD = "bundle.json"
 
 
