@@ -17,8 +17,9 @@ from sbdzsl.datasets.random_textures import random_texture
 Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-#: Share of altered images that get a real training defect, where there is one with a mask; the others a drawn one.
-PASTED_SHARE = 0.5
+#: The more real defects there are to paste, the rarer is a drawn one: n in n + 4 altered images get one of n real ones.
+#: What a defect is on this surface they know better; a drawn hair teaches alarms where hairs are harmless.
+DRAWN_RESERVE = 4
 
 #: Share of images that are turned and zoomed; the others keep their pixels, since interpolation blurs fine texture.
 WARPED_SHARE = 0.5
@@ -46,7 +47,7 @@ class DefectDrawer:
 
     def draw(self, grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
         """A defective copy of the good image `grey` [H, W] and the mask [H, W] of its defect, never empty."""
-        if self._cutouts and generator.random() < PASTED_SHARE:
+        if generator.random() < len(self._cutouts) / (len(self._cutouts) + DRAWN_RESERVE):
             cutout = self._cutouts[generator.integers(len(self._cutouts))]
             return _paste(grey, *cutout, generator)
         for _ in range(MAX_TRIES):
