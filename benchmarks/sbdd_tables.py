@@ -45,6 +45,7 @@ def sections() -> str:
         ("sbdd_ablation", "One part of the recipe changed at a time, one seed", ablation),
         ("sbdd_robustness", "Other light, blur, noise and shift, at the stored threshold", robustness),
         ("runtimes", "Milliseconds an image, two threads", runtimes),
+        ("lite_forms", "What folding, layout and dense convolutions buy", forms),
     ):
         found = result(study)
         if found is not None:
@@ -148,7 +149,7 @@ def neu(figures: dict[str, Any]) -> list[str]:
 
 def sizes(figures: dict[str, Any]) -> list[str]:
     """AP over widths."""
-    lines = row("size", "AP KolektorSDD, three folds", "minutes of training, slowest")
+    lines = row("size", "AP KolektorSDD, two folds", "minutes of training, slowest")
     for name, found in levels_of(figures).items():
         slowest = max(run["train_minutes"] for run in found["runs"])
         lines += row(name, with_range(found["all"]), f"{slowest:.1f}", head=False)
@@ -195,6 +196,14 @@ def runtimes(figures: dict[str, Any]) -> list[str]:
                 what = f"{task}, batch {batch}"
                 lines += row(name, f"{size['parameters']:,}", f"{size['gmac']}", what, *cells, head=False)
     return [*lines, "", "In brackets: times faster than `reference` by the same runtime, one image at a time."]
+
+
+def forms(figures: dict[str, Any]) -> list[str]:
+    """Speed of one network in several forms."""
+    lines = row("`lite`, 512 x 512, PyTorch", "ms", "parameters")
+    for name, found in figures["forms"].items():
+        lines += row(name, f"{found['ms']:.1f}", f"{found['parameters']:,}", head=False)
+    return lines
 
 
 def timed(run: dict[str, Any]) -> str:

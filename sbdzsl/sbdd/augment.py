@@ -47,7 +47,8 @@ class DefectDrawer:
 
     def draw(self, grey: Grey, generator: np.random.Generator) -> tuple[Grey, Mask]:
         """A defective copy of the good image `grey` [H, W] and the mask [H, W] of its defect, never empty."""
-        if generator.random() < len(self._cutouts) / (len(self._cutouts) + DRAWN_RESERVE):
+        num = len(self._cutouts)
+        if num and generator.random() < num / (num + DRAWN_RESERVE):
             cutout = self._cutouts[generator.integers(len(self._cutouts))]
             return _paste(grey, *cutout, generator)
         for _ in range(MAX_TRIES):
