@@ -34,7 +34,7 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
-Adapter = Annotated[str, typer.Option(help="Layout of the source: dagm, kolektorsdd, magnetic_tile, neu or folder.")]
+Adapter = Annotated[str, typer.Option(help="Layout of the source, such as folder; `sbdzsl datasets list` shows all.")]
 BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
 Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
 PolicyName = Annotated[Policy | None, typer.Option("--policy", help="Threshold policy; the bundle's own if not given.")]
@@ -45,7 +45,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 @app.command()
 def ingest(
     adapter: Adapter,
-    source: Annotated[str, typer.Option(help="Folder or URL of the images.")],
+    source: Annotated[str, typer.Option(help="Folder or URL of the images; the file itself for a table.")],
     out: Annotated[str, typer.Option(help="Manifest to write (Parquet).")],
     surface: Annotated[str | None, typer.Option(help="Name of the surface, or which one of several to take.")] = None,
     fold: Annotated[int | None, typer.Option(help="This fold, counted from 0, is the test split.")] = None,
