@@ -12,6 +12,7 @@ COMMANDS = {
     "audit": {"--bundle", "--lake", "--manifest", "--out", "--config", "--policy", "--address"},
     "datasets list": set(),
     "datasets synthetic": {"--out", "--images", "--size", "--seed"},
+    "datasets validate": {"--manifest", "--out", "--suspects", "--config", "--seed"},
     "datasets mix": {"--manifest", "--out", "--unseen", "--seed"},
 }
 
