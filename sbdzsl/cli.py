@@ -278,7 +278,7 @@ def datasets_validate(
         findings += screening.rank_suspects(samples, suspects, load_backbone(), settings, seed, show)
     for finding in findings:
         show(f"{finding.code}: {finding.describe()}")
-    table = Table("surface", "images", "good", "defective", "no label", "masks", "copies", "rejected")
+    table = Table("surface", "images", "good", "defect", "no label", "masks", "copies", "rejected")
     for row in found.surfaces:
         counts = (row.images, row.benign, row.defect, row.unlabelled, row.masked, row.alike, row.rejected)
         table.add_row(row.surface, *(f"{count:,}" for count in counts))
