@@ -23,7 +23,7 @@ from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 datasets_app = typer.Typer(
-    no_args_is_help=True, help="Draw the synthetic lake, build DAGM_MIX, list the layouts known."
+    no_args_is_help=True, help="Check a manifest, list the layouts known, draw the synthetic lake, build DAGM_MIX."
 )
 app.add_typer(datasets_app, name="datasets")
 
@@ -34,7 +34,7 @@ _out = Console(highlight=False, soft_wrap=True)
 _err = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
-Adapter = Annotated[str, typer.Option(help="Layout of the source: dagm, kolektorsdd, magnetic_tile, neu or folder.")]
+Adapter = Annotated[str, typer.Option(help="Layout of the source, such as folder; `sbdzsl datasets list` shows all.")]
 BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
 Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
 Policy = Annotated[
@@ -57,7 +57,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 @app.command()
 def ingest(
     adapter: Adapter,
-    source: Annotated[str, typer.Option(help="Folder or URL of the images.")],
+    source: Annotated[str, typer.Option(help="Folder or URL of the images; the file itself for a table.")],
     out: Annotated[str, typer.Option(help="Manifest to write (Parquet).")],
     surface: Annotated[str | None, typer.Option(help="Name of the surface, or which one of several to take.")] = None,
     fold: Annotated[int | None, typer.Option(help="This fold, counted from 0, is the test split.")] = None,
@@ -361,6 +361,45 @@ def datasets_mix(
     _out.print(f"{len(mixed):,} images -> {target}", markup=False)
 
 
+@datasets_app.command("validate")
+def datasets_validate(
+    manifest: Manifests,
+    out: Annotated[str | None, typer.Option(help="Write what was found (.csv or .json).")] = None,
+    suspects: Annotated[
+        int, typer.Option(min=0, help="Also rank so many good images of each surface that look least like the others.")
+    ] = 0,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Training settings (YAML), for `image`.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Read every image and mask, say why rows are not fit to train on (exit code 1 if any is not), rank suspects."""
+    from sbdzsl import datasets, screening, training
+    from sbdzsl.datasets import validation
+    from sbdzsl.sbad.backbone import load_backbone
+
+    def show(line: str) -> None:
+        _out.print(line, markup=False)
+
+    form = validation.check_form(out) if out else None
+    settings = config.load(config.TrainSettings, config_file).image
+    samples = datasets.samples_from_table(lake.read_manifests(manifest))
+    found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=show)
+    findings = [*found.rejections]
+    if suspects:
+        findings += screening.rank_suspects(samples, suspects, load_backbone(), settings, seed, show)
+    for finding in findings:
+        show(f"{finding.code}: {finding.describe()}")
+    table = Table("surface", "images", "good", "defect", "no label", "masks", "copies", "rejected")
+    for row in found.surfaces:
+        counts = (row.images, row.benign, row.defect, row.unlabelled, row.masked, row.alike, row.rejected)
+        table.add_row(row.surface, *(f"{count:,}" for count in counts))
+    _out.print(table)
+    if out and form:
+        lake.write_bytes(out, validation.findings_as(findings, form))
+        show(f"{len(findings):,} findings -> {out}")
+    if found.rejections:
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Two-stage inspection of industrial surfaces: name the surface or say unseen, then find its defects."""
@@ -372,7 +411,8 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code of the contract."""
     try:
-        app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        # What a verb leaves by `typer.Exit` is its exit code.
+        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except SbdzslError as error:
         _err.print(f"error: {error.code}: {error.message}", markup=False)
         return error.exit_code
@@ -382,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         _err.print("interrupted")
         return 130
-    return 0
+    return int(code or 0)
 
 
 def _percent(share: float | None) -> str:

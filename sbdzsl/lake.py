@@ -75,7 +75,7 @@ MANIFEST_SCHEMA = pa.schema(
 #: What a column may say, where that is a closed list.
 MANIFEST_VALUES: dict[str, tuple[str, ...]] = {
     "label": ("benign", "defect"),
-    "mask_kind": ("pixels", "ellipse", "rle", "box"),
+    "mask_kind": ("pixels", "ellipse", "rle", "box", "polygon"),
     "split": ("train", "val", "test"),
 }
 

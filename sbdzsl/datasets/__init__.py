@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sbdzsl.datasets import dagm, folder, kolektorsdd, magnetic_tile, neu
+from sbdzsl.datasets import coco, dagm, folder, kolektorsdd, kolektorsdd2, magnetic_tile, neu, severstal, table
 from sbdzsl.datasets.sample import (
     Sample,
     assign_splits,
@@ -34,8 +35,12 @@ Adapter = Callable[[str, "str | None"], list[Sample]]
 ADAPTERS: dict[str, Adapter] = {
     "dagm": dagm.scan,
     "kolektorsdd": kolektorsdd.scan,
+    "kolektorsdd2": kolektorsdd2.scan,
     "magnetic_tile": magnetic_tile.scan,
     "neu": neu.scan,
+    "severstal": severstal.scan,
+    "coco": coco.scan,
+    "table": table.scan,
     "folder": folder.scan,
 }
 
@@ -58,35 +63,33 @@ def ingest(
 ) -> Ingested:
     """Read `source` in the layout `adapter` and give every sample a split.
 
-    Where the layout has an official test set and no fold is asked for, it is kept and val is a share of the official
-    train; elsewhere `assign_splits` decides. Raises
+    Where no fold is asked for: a surface whose source names a val split keeps its splits as they are; one with an
+    official test set keeps that, and val is a share of the official train; elsewhere `assign_splits` decides. Raises
     `ConfigError` for an unknown adapter or a bad fold, `LakeError` and `DataError` from reading.
     """
     if adapter not in ADAPTERS:
         raise ConfigError("bad-config", f"unknown layout {adapter!r}; expected one of {', '.join(ADAPTERS)}")
     samples = ADAPTERS[adapter](source, surface)
-    official = {sample.surface for sample in samples if sample.split == "test"} if fold is None else set()
-    own = assign_splits([s for s in samples if s.surface not in official], seed, fold=fold, folds=folds)
+    named: dict[str | None, set[str | None]] = defaultdict(set)
+    for sample in samples if fold is None else ():
+        named[sample.surface].add(sample.split)
+    kept = {surface for surface, splits in named.items() if "val" in splits}
+    official = {surface for surface, splits in named.items() if "test" in splits} - kept
+    own = assign_splits([s for s in samples if s.surface not in official | kept], seed, fold=fold, folds=folds)
     train = assign_splits([s for s in samples if s.surface in official and s.split != "test"], seed, test_share=0)
     split = {sample.image_id: sample for sample in (*own, *train)}
-    return Ingested(
-        [split.get(sample.image_id, sample) for sample in samples], _notes(samples, official, fold, folds, seed)
-    )
+    notes = [
+        f"{surface}: {_origin(surface in kept, surface in official, fold, folds, seed)}"
+        for surface in dict.fromkeys(sample.surface for sample in samples)
+    ]
+    return Ingested([split.get(sample.image_id, sample) for sample in samples], notes)
 
 
-def _notes(
-    samples: Sequence[Sample], official: set[str | None], fold: int | None, folds: int | None, seed: int
-) -> list[str]:
-    lines = []
-    for surface in dict.fromkeys(sample.surface for sample in samples):
-        if surface in official:
-            lines.append(f"{surface}: official test set; val is a fifth of the official train, by seed {seed}")
-        elif fold is not None:
-            lines.append(
-                f"{surface}: fold {fold} of {folds} is test; val is a fifth of the rest, by group, seed {seed}"
-            )
-        else:
-            lines.append(
-                f"{surface}: split of our own by group, seed {seed}: no official one, or it is not complete here"
-            )
-    return lines
+def _origin(is_kept: bool, is_official: bool, fold: int | None, folds: int | None, seed: int) -> str:
+    if is_kept:
+        return "splits as its source names them"
+    if is_official:
+        return f"official test set; val is a fifth of the official train, by seed {seed}"
+    if fold is not None:
+        return f"fold {fold} of {folds} is test; val is a fifth of the rest, by group, seed {seed}"
+    return f"split of our own by group, seed {seed}: no official one, or it is not complete here"

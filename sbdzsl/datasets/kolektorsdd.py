@@ -11,18 +11,16 @@ of seven images is kos14 or kos15 is not certain: there these two are one group.
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
-from sbdzsl import lake
 from sbdzsl.datasets.layout import Entry, bad_layout, list_entries
-from sbdzsl.datasets.sample import Sample, mask_values, stored_sample
+from sbdzsl.datasets.masks import any_above_zero
+from sbdzsl.datasets.sample import Sample, stored_sample
 
 EXPECTED = """  kos01/Part0.jpg
   kos01/Part0_label.bmp
   kos02/..."""
 
 _UNCERTAIN_ITEMS = frozenset({"kos14", "kos15"})
-_READERS = 16
 
 
 def scan(source: str, surface: str | None = None) -> list[Sample]:
@@ -43,8 +41,7 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
             raise bad_layout(source, entries, f"{entry.path} has no {entry.stem}_label.bmp beside it", EXPECTED)
         pairs.append((entry, mask))
     rebuilt = any(not entry.folders and entry.name == "index.csv" for entry in entries)
-    with ThreadPoolExecutor(_READERS) as pool:
-        defective = list(pool.map(_holds_defect, [mask for _, mask in pairs]))
+    defective = any_above_zero([mask.file.uri for _, mask in pairs])
     return [
         stored_sample(
             entry.file,
@@ -56,10 +53,6 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
         )
         for (entry, mask), is_defect in zip(pairs, defective, strict=True)
     ]
-
-
-def _holds_defect(mask: Entry) -> bool:
-    return bool(mask_values(lake.read_bytes(mask.file.uri), mask.file.uri).max() > 0)
 
 
 def _group(item: str, rebuilt: bool) -> str:

@@ -110,7 +110,7 @@ def _write_copy(source: Sample, copy: int, out_url: str, seed: int) -> Sample:
         uri=lake.absolute_url(f"{stem}.png"),
         mask_uri=None if mask is None else lake.absolute_url(f"{stem}_mask.png"),
         # A turned box is written as an image of the weak region that it is.
-        mask_kind=None if mask is None else "pixels" if source.mask_kind in ("pixels", "rle") else "ellipse",
+        mask_kind=None if mask is None else "pixels" if source.mask_kind in ("pixels", "rle", "polygon") else "ellipse",
         group=source.group if source.group is not None else source.image_id,
     )
 

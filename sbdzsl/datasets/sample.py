@@ -8,7 +8,6 @@ their surface; a sample without group is a group of its own.
 from __future__ import annotations
 
 import hashlib
-import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sbdzsl import image, lake
-from sbdzsl.config import ImageSettings
-from sbdzsl.errors import ConfigError, DataError, ImageError
+from sbdzsl import lake
+from sbdzsl.datasets import masks
+from sbdzsl.errors import ConfigError, DataError
 
 Label = Literal["benign", "defect"]
-MaskKind = Literal["pixels", "ellipse", "rle", "box"]
+MaskKind = Literal["pixels", "ellipse", "rle", "box", "polygon"]
 Split = Literal["train", "val", "test"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -34,7 +33,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Sample:
     """One image: the stored file it is, and its labels. Fields as in the manifest; None is not known.
 
-    `mask_kind`: `pixels` and `ellipse` (a weak region) are images, `box` is Pascal VOC XML, `rle` is a text file.
+    `mask_kind`: what each kind is written as says `masks`. A `mask_uri` may end in `#key`: see `annotation_files`.
     """
 
     image_id: str
@@ -236,18 +235,13 @@ def load_mask(sample: Sample, shape: tuple[int, int]) -> NDArray[np.bool_] | Non
     All False for a benign sample without mask. None for what is not known: an unlabelled sample without mask, a
     defect without mask, and a defect whose mask is empty, which counts as a defect without mask. In mask images a
     pixel is defect where its value exceeds half of the scale (127 of 255), in any channel; the scale is the file's
-    own (255 or 65535), or 1 where no value exceeds 1, as some tools write masks as 0 and 1. Boxes are filled, edges
-    included. Raises `DataError` bad-mask for a mask of another size, unreadable, or with defects on a benign sample.
+    own (255 or 65535), or 1 where no value exceeds 1, as some tools write masks as 0 and 1. What the other kinds
+    mean stands in `masks`. Raises `DataError` bad-mask for a mask of another size, unreadable, or with defects on a
+    benign sample.
     """
     if sample.mask_uri is None:
         return np.zeros(shape, np.bool_) if sample.label == "benign" else None
-    data = lake.read_bytes(sample.mask_uri)
-    if sample.mask_kind == "box":
-        mask = _filled_boxes(data, sample.mask_uri, shape)
-    elif sample.mask_kind == "rle":
-        mask = _run_lengths(data, sample.mask_uri, shape)
-    else:
-        mask = _above_half_scale(mask_values(data, sample.mask_uri))
+    mask = masks.read_mask(sample.mask_uri, sample.mask_kind, shape)
     if mask.shape != shape:
         raise DataError(
             "bad-mask",
@@ -260,52 +254,6 @@ def load_mask(sample: Sample, shape: tuple[int, int]) -> NDArray[np.bool_] | Non
             f"{sample.mask_uri}: {int(mask.sum())} defect pixels, but {sample.uri} is labelled benign; correct one",
         )
     return mask if mask.any() or sample.label == "benign" else None
-
-
-def mask_values(data: bytes, uri: str) -> NDArray[Any]:
-    """A mask image as stored, [H, W], the largest channel of a colour image. Raises `DataError` bad-mask."""
-    try:
-        pixels = image.decode(data, ImageSettings(min_side_px=1)).pixels
-    except ImageError as error:
-        raise DataError("bad-mask", f"{uri}: {error.code}: {error.message}") from None
-    return pixels.max(axis=2) if pixels.ndim == 3 else pixels
-
-
-def _above_half_scale(values: NDArray[Any]) -> NDArray[np.bool_]:
-    is_binary = values.dtype.kind == "f" or values.max() <= 1
-    scale = 1 if is_binary else int(np.iinfo(values.dtype).max)
-    return np.asarray(values > scale / 2)
-
-
-def _filled_boxes(data: bytes, uri: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pascal VOC: corners are pixels counted from 1, both included."""
-    try:
-        root = ElementTree.fromstring(data)
-        declared = int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
-        corners = [
-            [round(float(box.findtext(key, ""))) for key in ("xmin", "ymin", "xmax", "ymax")]
-            for box in root.iter("bndbox")
-        ]
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError("bad-mask", f"{uri}: not a Pascal VOC file with size and bndbox ({error})") from None
-    mask = np.zeros(declared if declared != (0, 0) else shape, np.bool_)
-    for left, top, right, bottom in corners:
-        mask[max(top - 1, 0) : bottom, max(left - 1, 0) : right] = True
-    return mask
-
-
-def _run_lengths(data: bytes, uri: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pairs `start length`, pixels counted from 1 down the columns (the convention of Severstal's steel set)."""
-    flat = np.zeros(shape[0] * shape[1], np.bool_)
-    try:
-        runs = np.array(data.decode("ascii").split(), np.int64).reshape(-1, 2)
-    except ValueError:
-        raise DataError("bad-mask", f"{uri}: expected pairs of numbers, start and length") from None
-    for start, length in runs.tolist():
-        if start < 1 or length < 1 or start - 1 + length > flat.size:
-            raise DataError("bad-mask", f"{uri}: run {start} {length} leaves an image of {shape[1]}x{shape[0]} px")
-        flat[start - 1 : start - 1 + length] = True
-    return flat.reshape(shape[1], shape[0]).T
 
 
 def stored_sample(stored: lake.StoredFile, **labels: Any) -> Sample:

@@ -112,14 +112,14 @@ class Backbone(nn.Module):
             self.stages.append(blocks)
         self.requires_grad_(False).eval()
 
-    def forward(self, grey: Tensor) -> list[Tensor]:
-        """Stage maps of grey crops.
+    def forward(self, grey: Tensor, num_stages: int = len(STAGES)) -> list[Tensor]:
+        """Stage maps of grey crops: of the stem and the first `num_stages` stages.
 
-        `grey` is [B, 1, H, W], float32 in [0, 1]. Returns six maps, [B, C, ceil(H / s), ceil(W / s)] with
+        `grey` is [B, 1, H, W], float32 in [0, 1]. Returns up to six maps, [B, C, ceil(H / s), ceil(W / s)] with
         C = 32, 16, 24, 40, 80, 112 and s = 2, 2, 4, 8, 16, 16: the stem (after ReLU6) and s0 .. s4 (linear).
         """
         maps = [F.relu6(self.stem((grey * 255 - 127) / 128), inplace=True)]
-        for stage in self.stages:
+        for stage in self.stages[:num_stages]:
             maps.append(stage(maps[-1]))
         return maps
 

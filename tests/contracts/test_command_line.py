@@ -28,6 +28,7 @@ COMMANDS = {
     "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
     "datasets list": set(),
     "datasets synthetic": {"--out", "--images", "--size", "--seed"},
+    "datasets validate": {"--manifest", "--out", "--suspects", "--config", "--seed"},
     "datasets mix": {"--manifest", "--out", "--unseen", "--seed"},
 }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from sbdzsl import config, datasets, errors
+from sbdzsl import config, datasets, errors, lake
+from sbdzsl.datasets import validation
 from tests.contracts.test_command_line import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,10 @@ def test_each_image_code_and_adapter_is_in_the_manual() -> None:
     manual = (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
     for code in [*errors.ImageError.CODES, "not-found", "forbidden", "unreachable"]:
         assert f"`{code}`" in manual, code
+    for code in validation.CODES:
+        assert f"`{code}`" in manual, code
+    for kind in lake.MANIFEST_VALUES["mask_kind"]:
+        assert f"`{kind}`" in manual, kind
     for adapter in datasets.ADAPTERS:
         assert f"`{adapter}`" in manual, adapter
 

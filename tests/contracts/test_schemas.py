@@ -1,7 +1,8 @@
 """The two tables and the error codes: a public contract, frozen here."""
 
 from sbdzsl import errors
-from sbdzsl.lake import MANIFEST_SCHEMA
+from sbdzsl.datasets import validation
+from sbdzsl.lake import MANIFEST_SCHEMA, MANIFEST_VALUES
 from sbdzsl.verdict import VERDICT_SCHEMA
 
 MANIFEST = {
@@ -63,6 +64,33 @@ CODES = {
     "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled"},
 }
+
+#: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
+FINDINGS = {
+    "bad-mask",
+    "empty-mask",
+    "lossy-mask",
+    "doubled-image",
+    "split-group",
+    "no-surface",
+    "no-split",
+    "too-few-images",
+    "suspect",
+}
+FINDING_COLUMNS = ("code", "reason", "surface", "label", "split", "group", "score", "image_id", "uri", "mask_uri")
+
+
+def test_findings_of_a_validation() -> None:
+    assert set(validation.CODES) == FINDINGS
+    assert validation.COLUMNS == FINDING_COLUMNS
+
+
+def test_the_values_of_closed_columns() -> None:
+    assert MANIFEST_VALUES == {
+        "label": ("benign", "defect"),
+        "mask_kind": ("pixels", "ellipse", "rle", "box", "polygon"),
+        "split": ("train", "val", "test"),
+    }
 
 
 def test_manifest_schema() -> None:
