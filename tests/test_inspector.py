@@ -115,9 +115,10 @@ def test_hostile_files_get_a_verdict_or_a_code_and_never_a_crash(trained: Traine
 
 
 def test_an_image_above_the_memory_ceiling_is_a_row(trained: Trained) -> None:
-    row = next(row for row in trained.manifest.to_pylist() if row["surface"] != UNSEEN)
-    judged = Inspector(trained.bundle).judge(row["image_id"], row["uri"])
-    above = Inspector(trained.bundle, max_memory_mb=1).judge(row["image_id"], row["uri"])
+    inspector = Inspector(trained.bundle)
+    verdicts = (inspector.judge(row["image_id"], row["uri"]) for row in trained.manifest.to_pylist())
+    judged = next(verdict for verdict in verdicts if verdict.defect_score is not None)
+    above = Inspector(trained.bundle, max_memory_mb=1).judge(judged.image_id, judged.uri)
     assert (above.verdict, above.error_code) == ("error", "too-large")
     assert "max_memory_mb is 1" in (above.error_detail or "")
     assert (above.surface, above.unseen_score) == (judged.surface, judged.unseen_score)

@@ -8,7 +8,7 @@ from sbdzsl.config import DetectorSettings, TrainSettings
 from sbdzsl.errors import ConfigError, DataError
 from tests.conftest import SEEN, UNSEEN, Trained
 
-TINY = TrainSettings(detector=DetectorSettings(width=0.25, epochs=2))
+TINY = TrainSettings(detector=DetectorSettings(epochs=2))
 
 
 @pytest.fixture(scope="module")
