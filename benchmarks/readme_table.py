@@ -51,6 +51,12 @@ def fewer_labels(figures: dict[str, Any]) -> list[Row]:
     ]
 
 
+def half_size(figures: dict[str, Any]) -> list[Row]:
+    """The levels without masks at half size."""
+    words = {"good images alone": "≥ 0.80", "N = 0": "≥ 0.95"}
+    return [(f"– at half size: {level}", goal, spread_of(figures[level]["all"])) for level, goal in words.items()]
+
+
 def dagm(figures: dict[str, Any]) -> list[Row]:
     """DAGM class 1 by level of labels."""
     return [
@@ -174,6 +180,7 @@ def leather(figures: dict[str, Any]) -> list[Row]:
 STUDIES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "sbdd_kolektorsdd": kolektorsdd,
     "sbdd_labels": fewer_labels,
+    "sbdd_labels_half": half_size,
     "sbdd_dagm": dagm,
     "sbdd_drawn": drawn,
     "sbdd_tile": tile,

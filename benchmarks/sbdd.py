@@ -2,6 +2,7 @@
 
     python benchmarks/sbdd.py kolektorsdd   three folds, three seeds, all masks
     python benchmarks/sbdd.py labels        KolektorSDD from no defect image to all masks, three folds
+    python benchmarks/sbdd.py labels_half   its two levels without masks at half size
     python benchmarks/sbdd.py dagm          DAGM class 1 from no defect image to all masks, three seeds
     python benchmarks/sbdd.py drawn         ten drawn surfaces without masks and without defect images, three seeds
     python benchmarks/sbdd.py tile          magnetic tile, five splits by group; per kind of defect
@@ -55,6 +56,16 @@ def labels() -> dict[str, Any]:
     return by_name(runs)
 
 
+def labels_half() -> dict[str, Any]:
+    """The two levels without masks again at half size, the default, at which a crack is as wide as a drawn one."""
+    return by_name(
+        {
+            name: [Run("kolektorsdd", k, (k, FOLDS), masks, positives) for k in range(FOLDS)]
+            for name, masks, positives in LEVELS[:2]
+        }
+    )
+
+
 def dagm() -> dict[str, Any]:
     """DAGM class 1 (shared part), split by seed."""
     levels = (*LEVELS[:3], ("5 positives in all", None, 5), ("all masks", None, None))
@@ -66,7 +77,7 @@ def drawn() -> dict[str, Any]:
     surfaces = synthetic.SURFACES
     return by_name(
         {
-            name: [Run(f"drawn/{surface}", seed, None, m, p, {"epochs": 25}) for surface in surfaces for seed in SEEDS]
+            name: [Run(f"drawn/{surface}", seed, None, m, p, {"epochs": 15}) for surface in surfaces for seed in SEEDS]
             for name, m, p in LEVELS[:2]
         }
     )
@@ -90,11 +101,11 @@ def tile() -> dict[str, Any]:
 
 
 def sizes() -> dict[str, Any]:
-    """Widths of `lite` on KolektorSDD's hardest fold, all with random weights to begin with."""
+    """Widths of `lite` on KolektorSDD's hardest fold at half size, all with random weights to begin with."""
     return by_name(
         {
-            f"width {width:g}": [Run("kolektorsdd", 0, (0, FOLDS), settings=FINE | {"width": width, "start": "random"})]
-            for width in (0.5, 1.0, 2.0)
+            f"width {width:g}": [Run("kolektorsdd", 0, (0, FOLDS), settings={"width": width, "start": "random"})]
+            for width in (0.5, 1.0, 1.5, 2.0)
         }
     )
 
@@ -177,6 +188,7 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
 STUDIES: dict[str, Callable[[], dict[str, Any]]] = {
     "kolektorsdd": kolektorsdd,
     "labels": labels,
+    "labels_half": labels_half,
     "dagm": dagm,
     "drawn": drawn,
     "tile": tile,

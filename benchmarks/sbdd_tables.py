@@ -36,12 +36,13 @@ def sections() -> str:
     parts = []
     for study, title, lines_of in (
         ("sbdd_kolektorsdd", "KolektorSDD, all masks: three folds by item, three seeds", kolektorsdd),
-        ("sbdd_labels", "KolektorSDD, fewer labels: three folds, each with its own seed", labels),
+        ("sbdd_labels", "KolektorSDD, fewer labels, native size: three folds, each with its own seed", labels),
+        ("sbdd_labels_half", "The same at half size, the default", labels),
         ("sbdd_dagm", "DAGM class 1 (shared part), three seeds", by_level),
         ("sbdd_drawn", "Ten drawn surfaces, three seeds each", by_level),
         ("sbdd_tile", "Magnetic tile, all kinds as one class, five splits by group", tile),
         ("neu_boxes", "NEU boxes, three seeds", neu),
-        ("sbdd_sizes", "Widths of `lite`, random start", sizes),
+        ("sbdd_sizes", "Widths of `lite`, random start, half size", sizes),
         ("sbdd_ablation", "One part of the recipe changed at a time, one seed", ablation),
         ("sbdd_robustness", "Other light, blur, noise and shift, at the stored threshold", robustness),
         ("runtimes", "Milliseconds an image, two threads", runtimes),
