@@ -43,6 +43,7 @@ def sections() -> str:
         ("sbdd_tile", "Magnetic tile, all kinds as one class, five splits by group", tile),
         ("neu_boxes", "NEU boxes, three seeds", neu),
         ("sbdd_sizes", "Widths of `lite`, random start, half size", sizes),
+        ("pretrained_start", "What the learnt start knows before any training", learnt),
         ("sbdd_ablation", "One part of the recipe changed at a time, one seed", ablation),
         ("sbdd_robustness", "Other light, blur, noise and shift, at the stored threshold", robustness),
         ("runtimes", "Milliseconds an image, two threads", runtimes),
@@ -163,6 +164,15 @@ def ablation(figures: dict[str, Any]) -> list[str]:
     lines = row("changed", *(f"AP {source}" for source in sources))
     for name, found in levels_of(figures).items():
         lines += row(name, *(f"{found['by_source'][source]['ap']['mean']:.3f}" for source in sources), head=False)
+    return lines
+
+
+def learnt(figures: dict[str, Any]) -> list[str]:
+    """Zero-shot AP of the start."""
+    lines = row("images", "AP", "AP of chance")
+    lines += row("surfaces drawn afresh", f"{figures['ap_on_fresh_surfaces']:.3f}", "0.50", head=False)
+    for source, found in figures["real"].items():
+        lines += row(f"{source}, all {found['images']}", f"{found['ap']:.3f}", f"{found['chance']:.2f}", head=False)
     return lines
 
 
