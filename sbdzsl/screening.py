@@ -1,11 +1,12 @@
 """Which "good" images look least like the others of their surface: a ranking to look through before training.
 
 A defect that lies unlabelled among the good images teaches the detector to pass it. The idea is PatchCore's (Roth et
-al. 2022): an image is as strange as its strangest cell, a cell as strange as its distance to the cells of others. Here
-a cell is a window of `WINDOW_PX`, described by the log standard deviation of each channel of an early stage of SBAD's
-backbone: contrast at fine scale, where defects of a texture show (the means of a middle stage, as PatchCore takes
-them, find less: `benchmarks/suspects.py`). The median of an image's own cells is taken off, so that a darker or
-blurrier photograph is not suspect as a whole. Cells of the same group are never compared, for its images are alike.
+al. 2022): an image is as strange as its strangest cell, a cell as strange as its distance to the cells of others. A
+cell is described in four ways, by the frozen backbone of SBAD: contrast at fine scale, the log standard deviation of
+each channel of the stem, s0 and s1 in a window of `WINDOW_PX`; and content, the mean of s2 over 3x3 places, as
+PatchCore has it. Neither finds what the other does (`benchmarks/suspects.py`). The median of an image's own cells is
+taken off, so that a darker or blurrier photograph is not suspect as a whole. Cells of the same group are never
+compared, for its images are alike.
 
 Nothing is learnt from labels, and nothing is left out: the ranking is for a person.
 """
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sbdzsl import lake
 from sbdzsl.config import ImageSettings
@@ -31,8 +33,7 @@ from sbdzsl.errors import ImageError, LakeError
 from sbdzsl.image import decode
 from sbdzsl.sbad.backbone import Backbone
 
-WINDOW_PX, STRIDE_PX = 32, 16
-NUM_STAGES = 2
+WINDOW_PX = 32
 #: Larger images are shrunk to this area, in pixels, so that each takes tens of milliseconds.
 MAX_AREA_PX = 512 * 512
 #: Cells that all images are compared with, and images that they are drawn from: what bounds time and memory.
@@ -45,7 +46,7 @@ MIN_IMAGES = 10
 _STD_FLOOR = 0.01
 _SHRINKAGE = 0.1
 
-#: Cells of one image, an entry a stage of the backbone: float32 [cells, C].
+#: Cells of one image, an entry a description: float32 [cells, C].
 Cells = tuple[NDArray[np.float32], ...]
 
 
@@ -103,7 +104,7 @@ def _scores(
         cells = _read_cells(sample, backbone, settings, report)
         if cells is not None:
             distances[sample] = strangest_cells(cells, sample, banks)
-    # What is usual differs between stages: each is measured by its own spread, and only strangeness counts.
+    # What is usual differs between descriptions: each is measured by its own spread, and only strangeness counts.
     strange = np.maximum([robust_z(column) for column in np.array(list(distances.values())).T], 0)
     return dict(zip(distances, np.sqrt((strange**2).sum(axis=0)).tolist(), strict=True))
 
@@ -133,21 +134,29 @@ def shrunk(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def describe_cells(grey: NDArray[np.float32], backbone: Backbone) -> Cells:
     """Cells of one image, relative to their median; `grey` is [H, W] float32 in [0, 1], no side below `WINDOW_PX`."""
-    cells = []
     with torch.inference_mode():
-        maps = backbone(torch.from_numpy(shrunk(grey))[None, None], NUM_STAGES)
-        for stage, stride in zip(maps, (2, 2, 4), strict=True):
-            window, step = WINDOW_PX // stride, STRIDE_PX // stride
-            mean = F.avg_pool2d(stage, window, step)
-            variance = (F.avg_pool2d(stage * stage, window, step) - mean * mean).clamp_min(0)
-            contrast = torch.log(variance.sqrt() + _STD_FLOOR)[0].flatten(1).T.numpy()
-            cells.append(contrast - np.median(contrast, axis=0))
-    return tuple(cells)
+        *early, middle = backbone(torch.from_numpy(shrunk(grey))[None, None], num_stages=3)
+        maps = [_contrast(stage, stride) for stage, stride in zip(early, (2, 2, 4), strict=True)]
+        # No padding: cells of fewer places at the border would be the strangest of every image.
+        maps.append(F.avg_pool2d(middle, 3, 2))
+    cells = [found[0].flatten(1).T.numpy() for found in maps]
+    return tuple(found - np.median(found, axis=0) for found in cells)
+
+
+def _contrast(stage: Tensor, stride: int) -> Tensor:
+    """Log standard deviation of each channel in windows of `WINDOW_PX`, every half of it; `stride` is the map's."""
+
+    def windowed(values: Tensor) -> Tensor:
+        # By halves of a window first: a quarter of the work.
+        return F.avg_pool2d(F.avg_pool2d(values, WINDOW_PX // 2 // stride), 2, 1)
+
+    mean = windowed(stage)
+    return torch.log((windowed(stage * stage) - mean * mean).clamp_min(0).sqrt() + _STD_FLOOR)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bank:
-    """Cells [M, C] of one stage to compare with, whitened by `whitening` [C, C], and the group of each."""
+    """Cells [M, C] of one description to compare with, whitened by `whitening` [C, C], and the group of each."""
 
     cells: NDArray[np.float32]
     whitening: NDArray[np.float32]
@@ -165,13 +174,13 @@ class Bank:
 
 
 def draw_banks(images: Mapping[Sample, Cells], seed: int) -> list[Bank]:
-    """One bank a stage, of as many cells of each image, drawn at random: `BANK_CELLS` in all."""
+    """One bank a description, of as many cells of each image, drawn at random: `BANK_CELLS` in all."""
     rng = np.random.default_rng(seed)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(group_of(sample) for sample in images))}
     share = -(-BANK_CELLS // len(images))
     banks = []
-    for stage in zip(*images.values(), strict=True):
-        drawn = [rng.permutation(cells)[:share] for cells in stage]
+    for described in zip(*images.values(), strict=True):
+        drawn = [rng.permutation(cells)[:share] for cells in described]
         groups = [numbers[group_of(sample)] for sample, cells in zip(images, drawn, strict=True) for _ in cells]
         bank = np.concatenate(drawn)
         whitening = _whitening(bank)
@@ -180,9 +189,9 @@ def draw_banks(images: Mapping[Sample, Cells], seed: int) -> list[Bank]:
 
 
 def strangest_cells(cells: Cells, sample: Sample, banks: Sequence[Bank]) -> list[float]:
-    """A number a stage: the distance of the image's strangest cell."""
+    """A number a description: the distance of the image's strangest cell."""
     group = group_of(sample)
-    return [float(bank.distances(stage, group).max()) for bank, stage in zip(banks, cells, strict=True)]
+    return [float(bank.distances(found, group).max()) for bank, found in zip(banks, cells, strict=True)]
 
 
 def _whitening(cells: NDArray[np.float32]) -> NDArray[np.float32]:
