@@ -283,7 +283,7 @@ def draw_sizes(target: Path) -> None:
             run["ms_per_image"]
             for run in speed["figures"]["runs"]
             if (run["network"], run["width"], run["task"], run["batch"]) == ("lite", width, "network", 1)
-            and run["precision"] == "fp32"
+            and run["precision"] == "float32"
         ]
         axes.plot(min(own), found["all"]["mean"], "o", color="tab:blue")
         axes.annotate(name, (min(own), found["all"]["mean"]), xytext=(6, 6), textcoords="offset points")
