@@ -116,14 +116,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "random start": {"start": "random"},
     "no drawn defects": {"drawn_defects": 0.0},
     "no distance weights": {"distance_power": 0.0},
-    "no dilation": {"dilation_px": 1},
-    "loss balance as published": {"loss_balance": "published"},
     "gradient stopped": {"decision_gradient": 0.0},
     "random sampling": {"sampling": "random"},
-    "no cap on wide defects": {"defect_share_cap": 1.0},
     "no augmentation": {"augmentation": False},
-    "noise in features": {"feature_noise": 0.5},
-    "float32": {"precision": "float32"},
 }
 
 
