@@ -25,8 +25,12 @@ lint: setup types  ## style, types and the walls between packages
 types: setup
 	$(BIN)/mypy
 
-bench: setup  ## the studies behind the README's figures; needs the shared data
+bench: setup  ## the long studies behind the README's figures, hours of them; needs the shared data
+	$(BIN)/python benchmarks/sbdd.py
+	$(BIN)/python benchmarks/neu_boxes.py
+	$(BIN)/python benchmarks/runtimes.py
 	$(BIN)/python benchmarks/first_slice.py
+	$(BIN)/python benchmarks/readme_table.py
 
 clean:
 	rm -rf .venv runs demo

@@ -210,9 +210,9 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def remove(uri: str) -> None:
     """Remove a file; one that is not there is no error. Raises `LakeError` for a store that refuses."""
-    fs, name = filesystem(uri)
     with _store_errors(uri), contextlib.suppress(FileNotFoundError):
-        fs.rm_file(name)
+        fs, name = filesystem(uri)
+        _retried(lambda: fs.rm_file(name))
 
 
 def write_once(uri: str, data: bytes) -> bool:

@@ -33,7 +33,7 @@ from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 
 Report = Callable[[str], None]
 
-#: The robustness table of a bundle's card is made from so many validation images: sixteen passes each.
+#: The robustness table of a bundle's card is made from so many validation images at most: sixteen passes each.
 MAX_ROBUSTNESS_IMAGES = 100
 
 #: Below this many training images the router cannot tell a surface's own spread from its distance to others.
@@ -169,7 +169,7 @@ def train_detector(
             losses = f"segmentation {progress.segmentation_loss:.3f}, decision {progress.decision_loss:.3f}"
             report(f"  epoch {progress.epoch}/{progress.epochs}, {progress.seconds:.0f} s: {losses}{ap}")
 
-    fitted = fit_detector(data.train, data.val, settings, seed, show, device, checkpoint_url)
+    fitted = fit_detector(data.train, data.val, settings, seed, show, device, checkpoint_url, report)
     labels = np.array([image.defective for image in data.val])
     scores = np.array([fitted.detector.detect(image.grey).score for image in data.val], dtype=np.float64)
     entry = SurfaceDetector(
@@ -180,7 +180,8 @@ def train_detector(
         platt=fit_platt(scores[~labels], scores[labels]),
     )
     threshold = entry.threshold()
-    held_out = ((image.grey, image.defective) for image in data.val[:MAX_ROBUSTNESS_IMAGES])
+    # Spread over all of them: good images often come before defective ones.
+    held_out = ((image.grey, image.defective) for image in data.val[:: -(-len(data.val) // MAX_ROBUSTNESS_IMAGES)])
     # The published network takes a second an image: its table would cost more than many a training.
     if settings.network == "lite":
         entry = replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sbdzsl import lake
-from sbdzsl.errors import LakeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,12 @@ class Checkpoint:
 class CheckpointFile:
     """One training's checkpoint at a URL. `purpose` says which training: images, settings, seed, as JSON values.
 
-    A checkpoint of another purpose is not resumed from: changed images or settings begin anew.
+    A checkpoint of another purpose is not resumed from: changed images or settings begin anew, which `report` is told.
     """
 
-    def __init__(self, url: str, purpose: Any) -> None:
+    def __init__(self, url: str, purpose: Any, report: Callable[[str], None]) -> None:
         self.url = url
+        self._report = report
         self._purpose = hashlib.sha256(json.dumps(purpose, sort_keys=True).encode()).hexdigest()
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -44,15 +45,16 @@ class CheckpointFile:
         lake.write_bytes(self.url, safetensors.torch.save(tensors, metadata))
 
     def load(self) -> Checkpoint | None:
-        """The checkpoint; None where there is none, or one of another training, or a damaged one."""
+        """The checkpoint; None where there is none, a damaged one or one of another training. Raises `LakeError`."""
         if not lake.exists(self.url):
             return None
         try:
-            blob = lake.read_bytes(self.url)
-            metadata, tensors = _read(blob)
-        except (LakeError, SafetensorError, ValueError):
+            metadata, tensors = _read(lake.read_bytes(self.url))
+        except (SafetensorError, ValueError) as error:
+            self._report(f"the checkpoint {self.url} is damaged ({error}): the training begins anew")
             return None
         if metadata.get("purpose") != self._purpose:
+            self._report(f"the checkpoint {self.url} is of other images or settings: the training begins anew")
             return None
         groups: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():

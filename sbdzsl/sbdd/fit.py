@@ -63,14 +63,15 @@ def fit_detector(
     progress: Callable[[Progress], None] | None = None,
     device: str = "cpu",
     checkpoint_url: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> FittedDetector:
     """Train a detector on `train`; thresholds and scores come from `val`, which it never learns from.
 
     `train` needs at least two good images, `val` one; defective images are optional in both. Images are kept at
     network scale, so a sequence that reads them when asked holds little. `progress` is called after each epoch. With a
     `checkpoint_url` the training is written there as it goes; called again with the same images, settings and seed, it
-    goes on from there and ends as if it had run through. Raises `DataError` where the images cannot be trained on,
-    `TrainingError` "not-finite" that names the images.
+    goes on from there and ends as if it had run through; `report` is told of a checkpoint that does not fit. Raises
+    `DataError` where the images cannot be trained on, `TrainingError` "not-finite" that names the images.
     """
     if settings.scale is None:
         settings = settings.model_copy(update={"scale": choose_scale([image.grey.shape for image in train])})
@@ -80,9 +81,9 @@ def fit_detector(
     _check_labels(prepared, held_out, settings)
     checkpoints = None
     if checkpoint_url is not None:
-        checkpoints = CheckpointFile(checkpoint_url, _purpose(prepared, held_out, settings, seed))
+        checkpoints = CheckpointFile(checkpoint_url, _purpose(prepared, held_out, settings, seed), report)
     network, history = Trainer(prepared, settings, seed, device).run(held_out, progress, checkpoints)
-    maps = [judge(network, image.grey, 1.0) for image in held_out]
+    maps = [judge(network, image.grey) for image in held_out]
     labels = np.array([image.defective for image in held_out], np.bool_)
     good, defective = ([found for found, is_bad in zip(maps, labels, strict=True) if is_bad == kind] for kind in (0, 1))
     threshold = choose_map_threshold(good, defective)

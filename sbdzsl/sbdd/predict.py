@@ -179,10 +179,9 @@ def network_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def judge(network: SegDec, grey: NDArray[np.float32], scale: float) -> DefectMap:
-    """Run a network that is `ready` on one grey image, float32 [H, W] in [0, 1], whole, whatever memory it takes."""
-    small = shrink(grey, scale)
-    return _defect_map(*TorchEngine(network).judge(small), grey, small)
+def judge(network: SegDec, small: NDArray[np.float32]) -> DefectMap:
+    """Run a network that is `ready` on one grey image at network scale, float32 [H', W'] in [0, 1], whole."""
+    return _defect_map(*TorchEngine(network).judge(small), small, small)
 
 
 def _defect_map(

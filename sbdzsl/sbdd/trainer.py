@@ -94,7 +94,7 @@ class _Clock:
     def __init__(self, limit_s: float, spent_s: float) -> None:
         self._limit_s = limit_s
         self._started = time.monotonic() - spent_s
-        self._spent_s = self._warm_s = spent_s
+        self._warm_s = spent_s
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
@@ -150,7 +150,9 @@ class Trainer:
             self._restore(found)
         clock = _Clock(60 * self._settings.max_minutes, self._history[-1].seconds if self._history else 0.0)
         planned = self._settings.epochs * self._steps_per_epoch
-        total, first, saved_s = planned, self._step_number, clock.elapsed_s()
+        first, saved_s = self._step_number, clock.elapsed_s()
+        # A training that its time limit ended is finished: resumed, it has no step left.
+        total = min(planned, clock.affordable_steps(first, first))
         while self._step_number < total and not self._has_stalled():
             losses: list[tuple[float, float]] = []
             for batch in self._batches.draw(self._steps_per_epoch):
@@ -188,7 +190,7 @@ class Trainer:
         val_ap = None
         if epoch == epochs or epoch % max(1, epochs // NUM_VALIDATIONS) == 0:
             network = self._inference_network(self._mean)
-            scores = np.array([judge(network, image.grey, 1.0).score for image in val], np.float64)
+            scores = np.array([judge(network, image.grey).score for image in val], np.float64)
             val_ap = average_precision(np.array([image.defective for image in val], np.bool_), scores)
             best = max((record.val_ap or 0.0 for record in self._history), default=0.0)
             # At a tie the later weights: they have seen more.

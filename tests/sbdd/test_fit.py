@@ -230,8 +230,23 @@ def test_a_checkpoint_of_another_training_is_not_resumed_from(tmp_path: Path) ->
         fit_detector(train, val, settings, seed, seen.append, checkpoint_url=url)
         assert [record.epoch for record in seen] == [1]
     Path(url).write_bytes(Path(url).read_bytes()[:-50])
-    fit_detector(images, val, QUICK, 1, seen.append, checkpoint_url=url)
+    said: list[str] = []
+    fit_detector(images, val, QUICK, 1, seen.append, checkpoint_url=url, report=said.append)
     assert len(seen) == 2, "a damaged checkpoint begins anew"
+    assert len(said) == 1
+    assert "damaged" in said[0]
+    fit_detector(images, val, QUICK, 0, checkpoint_url=url, report=said.append)
+    assert "other images or settings" in said[1]
+
+
+def test_a_training_that_its_time_limit_ended_is_finished(tmp_path: Path) -> None:
+    images, val, url = surfaces(0, 6, 3), surfaces(100, 3, 2), str(tmp_path / "checkpoint")
+    settings = TINY.model_copy(update={"epochs": 100_000, "max_minutes": 0.03})
+    first = fit_detector(images, val, settings, 0, checkpoint_url=url)
+    again = fit_detector(images, val, settings, 0, checkpoint_url=url)
+    assert again.history == first.history
+    ours, theirs = again.detector.tensors(), first.detector.tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_training_stops_when_validation_gains_nothing_more() -> None:

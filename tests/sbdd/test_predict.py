@@ -102,7 +102,7 @@ def test_the_score_is_the_sum_of_decision_and_map_peak() -> None:
     grey = np.random.default_rng(0).random((64, 96), dtype=np.float32)
     with torch.inference_mode():
         decision, logits = network(torch.from_numpy(grey)[None, None])
-    found = judge(network, grey, 1.0)
+    found = judge(network, grey)
     assert found.score == pytest.approx(float(decision[0]) + float(logits.max()), abs=1e-4)
     assert found.logits.max() == pytest.approx(float(logits.max()), abs=1e-4)
 
