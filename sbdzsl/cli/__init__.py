@@ -7,51 +7,36 @@ standard error; standard output carries what was asked for.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from sbdzsl import __version__, config, lake
+from sbdzsl.cli.datasets import datasets_app
+from sbdzsl.cli.options import (
+    Adapter,
+    BundleUrl,
+    Device,
+    Manifests,
+    MaxMemory,
+    Policy,
+    RuntimeName,
+    Seed,
+    percent,
+    stderr,
+    stdout,
+)
 from sbdzsl.errors import ConfigError, SbdzslError
-from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
-datasets_app = typer.Typer(
-    no_args_is_help=True, help="Check a manifest, list the layouts known, draw the synthetic lake, build DAGM_MIX."
-)
 app.add_typer(datasets_app, name="datasets")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__
-
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(highlight=False, soft_wrap=True, stderr=True)
-
-
-Adapter = Annotated[str, typer.Option(help="Layout of the source, such as folder; `sbdzsl datasets list` shows all.")]
-BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
-Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
-Policy = Annotated[
-    config.ThresholdRule | None,
-    typer.Option(
-        "--policy",
-        parser=config.ThresholdRule.parse,
-        metavar="POLICY",
-        help=f"Threshold policy: {config.POLICY_FORMS}; the bundle's own if not given.",
-    ),
-]
-Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
-RuntimeName = Annotated[Runtime, typer.Option("--runtime", help="What runs the nets; others than torch on the CPU.")]
-MaxMemory = Annotated[
-    float | None, typer.Option(min=192, help="MB that judging one image may take; the bundle's own if not given.")
-]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
 @app.command()
@@ -70,13 +55,13 @@ def ingest(
     found = datasets.ingest(adapter, source, surface=surface, fold=fold, folds=folds, seed=seed)
     lake.write_manifest(datasets.samples_to_table(found.samples), out)
     for note in found.notes:
-        _out.print(note, markup=False)
+        stdout.print(note, markup=False)
     table = Table("surface", "split", "groups", "good", "defective", "no label")
     for row in datasets.split_table(found.samples):
         counts = (row.groups, row.benign, row.defect, row.unlabelled)
         table.add_row(row.surface, row.split, *(f"{count:,}" for count in counts))
-    _out.print(table)
-    _out.print(f"{len(found.samples):,} images -> {out}", markup=False)
+    stdout.print(table)
+    stdout.print(f"{len(found.samples):,} images -> {out}", markup=False)
 
 
 @app.command()
@@ -103,18 +88,18 @@ def train(
         unseen=unseen or (),
         backbone=backbone,
         device=device,
-        report=lambda line: _out.print(line, markup=False),
+        report=lambda line: stdout.print(line, markup=False),
     )
     table = Table("surface", "AP (validation)", "threshold", "false-alarm rate promised", "held out: good", "defective")
     for surface in trained.surfaces:
         entry, threshold = trained.detectors[surface], trained.detectors[surface].threshold()
-        ap = _percent(entry.validation_ap)
-        promised = _percent(threshold.promised_rate)
+        ap = percent(entry.validation_ap)
+        promised = percent(threshold.promised_rate)
         table.add_row(
             surface, ap, f"{threshold.value:.3f}", promised, f"{threshold.num_good}", f"{threshold.num_defect}"
         )
-    _out.print(table)
-    _out.print(f"bundle {trained.digest[:16]} -> {bundle}", markup=False)
+    stdout.print(table)
+    stdout.print(f"bundle {trained.digest[:16]} -> {bundle}", markup=False)
 
 
 @app.command()
@@ -154,8 +139,8 @@ def evaluate(
     if report:
         from sbdzsl.report import evaluation_page
 
-        _out.print(f"pictures: {evaluation_page.write_evaluation(found, loaded, report)}", markup=False)
-    _out.print(
+        stdout.print(f"pictures: {evaluation_page.write_evaluation(found, loaded, report)}", markup=False)
+    stdout.print(
         f"{found.figures['num_images']:,} images, {found.figures['num_errors']} unreadable -> {out}", markup=False
     )
 
@@ -167,17 +152,17 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
     headings = ("AP", "AUROC", "F1", "pixel AP", "AUPRO")
     table = Table("surface", "routed right", *headings, "FP", "FN")
     seen = {surface: row for surface, row in figures["surfaces"].items() if row["seen"]}
-    rows = [(surface, _percent(figures["routed_right"].get(surface)), row) for surface, row in seen.items()]
+    rows = [(surface, percent(figures["routed_right"].get(surface)), row) for surface, row in seen.items()]
     if len(seen) > 1:
         rows += [("mean", "", figures["mean"]), ("pooled", "", figures["pooled"])]
     for name, routed, row in rows:
         counts = ("–" if row.get(key) is None else f"{row[key]}" for key in ("fp", "fn"))
-        table.add_row(name, routed, *(_percent(row.get(key)) for key in percents), *counts)
+        table.add_row(name, routed, *(percent(row.get(key)) for key in percents), *counts)
     for surface in figures["surfaces"].keys() - seen.keys():
-        table.add_row(surface, _percent(figures["routed_right"].get(surface)), "unseen")
-    _out.print(table)
-    router = ", ".join(f"{name.upper()} {_percent(figures[name])}" for name in ("s", "u", "h"))
-    _out.print(f"router: {router}, AUROC {_percent(figures['unseen_auroc'])}")
+        table.add_row(surface, percent(figures["routed_right"].get(surface)), "unseen")
+    stdout.print(table)
+    router = ", ".join(f"{name.upper()} {percent(figures[name])}" for name in ("s", "u", "h"))
+    stdout.print(f"router: {router}, AUROC {percent(figures['unseen_auroc'])}")
 
 
 @app.command()
@@ -196,14 +181,14 @@ def reproduce(
         raise ConfigError("bad-config", f"found {table!r}, expected table6")
     settings = config.load(config.TrainSettings, config_file)
     result = reproductions.table6(
-        data, settings, range(seeds), device, report=lambda line: _out.print(line, markup=False)
+        data, settings, range(seeds), device, report=lambda line: stdout.print(line, markup=False)
     )
     printed = Table(*reproductions.HEADINGS)
     for row in reproductions.rows(result):
         printed.add_row(*row)
-    _out.print(printed)
+    stdout.print(printed)
     for line in reproductions.remarks(result):
-        _out.print(line, markup=False)
+        stdout.print(line, markup=False)
     if out:
         lake.write_bytes(out, json.dumps(result, indent=2, allow_nan=False).encode())
 
@@ -232,7 +217,7 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(verdict.to_json(), allow_nan=False))
         else:
-            _out.print(f"{given}: {verdict.describe()}", markup=False)
+            stdout.print(f"{given}: {verdict.describe()}", markup=False)
         if overlay and loaded.image is not None:
             target = lake.join(lake.absolute_url(overlay), f"{gallery.overlay_name(uri)}.png")
             lake.write_bytes(target, gallery.overlay_png(inspector, loaded, verdict))
@@ -266,20 +251,22 @@ def audit(
         policy=policy,
         runtime=runtime,
         address=address,
-        report=lambda line: _out.print(line, markup=False),
+        report=lambda line: stdout.print(line, markup=False),
     )
     table = Table("surface", "good", "defective", "unseen, nearest to it")
     for row in result.summary.surfaces:
         table.add_row(row.surface, f"{row.good:,}", f"{row.defect:,}", f"{row.unseen_nearest:,}")
-    _out.print(table)
+    stdout.print(table)
     for error in result.summary.errors:
-        _out.print(f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}", markup=False)
+        stdout.print(
+            f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}", markup=False
+        )
     if not result.num_judged:
-        _out.print("nothing to do: this audit was finished before; its report was written again")
-    _out.print(result.summary.sentence, markup=False)
+        stdout.print("nothing to do: this audit was finished before; its report was written again")
+    stdout.print(result.summary.sentence, markup=False)
     proof = result.reconciliation
-    _out.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
-    _out.print(f"report: {result.report_uri}", markup=False)
+    stdout.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
+    stdout.print(f"report: {result.report_uri}", markup=False)
 
 
 @app.command()
@@ -313,99 +300,16 @@ def export(
         int8=int8,
         surfaces=surface or (),
         tolerance=tolerance,
-        report=lambda line: _out.print(line, markup=False),
+        report=lambda line: stdout.print(line, markup=False),
     )
-    _out.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
-
-
-@datasets_app.command("list")
-def datasets_list() -> None:
-    """The layouts that `ingest` reads."""
-    from sbdzsl import datasets
-
-    for name, adapter in datasets.ADAPTERS.items():
-        first_line = (sys.modules[adapter.__module__].__doc__ or "").strip().splitlines()[0]
-        _out.print(f"{name:14} {first_line}", markup=False)
-
-
-@datasets_app.command("synthetic")
-def datasets_synthetic(
-    out: Annotated[str, typer.Option(help="Folder to draw into.")],
-    images: Annotated[int, typer.Option(min=10, help="Number of images over all surfaces.")] = 1000,
-    size: Annotated[int, typer.Option(min=64, help="Side of an image, in pixels.")] = 256,
-    seed: Seed = 0,
-) -> None:
-    """Draw ten surfaces with a defect type each, in DAGM's layout, as many images as wanted."""
-    from sbdzsl.datasets import synthetic
-
-    synthetic.write_lake(out, images, seed, size=size)
-    _out.print(
-        f"{images:,} images -> {out}; next: sbdzsl ingest --adapter dagm --source {out} --out M.parquet", markup=False
-    )
-
-
-@datasets_app.command("mix")
-def datasets_mix(
-    manifest: Manifests,
-    out: Annotated[str, typer.Option(help="Folder for the augmented images and manifest.parquet.")],
-    unseen: Annotated[list[str], typer.Option(help="Surface kept whole as unseen, may be given again.")],
-    seed: Seed = 0,
-) -> None:
-    """Build DAGM_MIX (paper 3.2, 4.1) over any manifests; augmentation comes after the split."""
-    from sbdzsl import datasets
-    from sbdzsl.datasets import mix
-
-    samples = datasets.samples_from_table(lake.read_manifests(manifest))
-    mixed = mix.augment_mix(mix.build_mix(samples, unseen, seed), out, seed)
-    target = lake.join(out, "manifest.parquet")
-    lake.write_manifest(datasets.samples_to_table(mixed), target)
-    _out.print(f"{len(mixed):,} images -> {target}", markup=False)
-
-
-@datasets_app.command("validate")
-def datasets_validate(
-    manifest: Manifests,
-    out: Annotated[str | None, typer.Option(help="Write what was found (.csv or .json).")] = None,
-    suspects: Annotated[
-        int, typer.Option(min=0, help="Also rank so many good images of each surface that look least like the others.")
-    ] = 0,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Training settings (YAML), for `image`.")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Read every image and mask, say why rows are not fit to train on (exit code 1 if any is not), rank suspects."""
-    from sbdzsl import datasets, screening, training
-    from sbdzsl.datasets import validation
-    from sbdzsl.sbad.backbone import load_backbone
-
-    def show(line: str) -> None:
-        _out.print(line, markup=False)
-
-    form = validation.check_form(out) if out else None
-    settings = config.load(config.TrainSettings, config_file).image
-    samples = datasets.samples_from_table(lake.read_manifests(manifest))
-    found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=show)
-    findings = [*found.rejections]
-    if suspects:
-        findings += screening.rank_suspects(samples, suspects, load_backbone(), settings, seed, show)
-    for finding in findings:
-        show(f"{finding.code}: {finding.describe()}")
-    table = Table("surface", "images", "good", "defect", "no label", "masks", "copies", "rejected")
-    for row in found.surfaces:
-        counts = (row.images, row.benign, row.defect, row.unlabelled, row.masked, row.alike, row.rejected)
-        table.add_row(row.surface, *(f"{count:,}" for count in counts))
-    _out.print(table)
-    if out and form:
-        lake.write_bytes(out, validation.findings_as(findings, form))
-        show(f"{len(findings):,} findings -> {out}")
-    if found.rejections:
-        raise typer.Exit(1)
+    stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Two-stage inspection of industrial surfaces: name the surface or say unseen, then find its defects."""
     if show:
-        _out.print(f"sbdzsl {__version__}")
+        stdout.print(f"sbdzsl {__version__}")
         raise typer.Exit
 
 
@@ -415,20 +319,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What a verb leaves by `typer.Exit` is its exit code.
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except SbdzslError as error:
-        _err.print(f"error: {error.code}: {error.message}", markup=False)
+        stderr.print(f"error: {error.code}: {error.message}", markup=False)
         return error.exit_code
     except _UsageError as error:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
-        _err.print("interrupted")
+        stderr.print("interrupted")
         return 130
     return int(code or 0)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
