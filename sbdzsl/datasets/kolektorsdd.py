@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from sbdzsl.datasets.layout import Entry, bad_layout, list_entries
+from sbdzsl.datasets.layout import bad_layout, list_entries, masks_beside
 from sbdzsl.datasets.masks import any_above_zero
 from sbdzsl.datasets.sample import Sample, stored_sample
 
@@ -30,18 +30,12 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
     """
     entries = list_entries(source)
     in_items = [entry for entry in entries if entry.folders and re.fullmatch(r"kos\d+", entry.folders[-1].lower())]
-    masks = {(e.folders, e.stem.lower()): e for e in in_items if e.is_image and e.stem.lower().endswith("_label")}
     images = [entry for entry in in_items if entry.is_image and not entry.stem.lower().endswith("_label")]
     if not images:
         raise bad_layout(source, entries, "no folder kosNN with images", EXPECTED)
-    pairs: list[tuple[Entry, Entry]] = []
-    for entry in images:
-        mask = masks.get((entry.folders, f"{entry.stem.lower()}_label"))
-        if mask is None:
-            raise bad_layout(source, entries, f"{entry.path} has no {entry.stem}_label.bmp beside it", EXPECTED)
-        pairs.append((entry, mask))
+    masks = masks_beside(source, entries, images, "_label", ".bmp", EXPECTED)
     rebuilt = any(not entry.folders and entry.name == "index.csv" for entry in entries)
-    defective = any_above_zero([mask.file.uri for _, mask in pairs])
+    defective = any_above_zero([mask.file.uri for mask in masks])
     return [
         stored_sample(
             entry.file,
@@ -51,7 +45,7 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
             mask_kind="pixels" if is_defect else None,
             group=_group(entry.folders[-1].lower(), rebuilt),
         )
-        for (entry, mask), is_defect in zip(pairs, defective, strict=True)
+        for entry, mask, is_defect in zip(images, masks, defective, strict=True)
     ]
 
 

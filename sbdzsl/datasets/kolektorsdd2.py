@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from sbdzsl.datasets.layout import Entry, bad_layout, list_entries
+from sbdzsl.datasets.layout import bad_layout, list_entries, masks_beside
 from sbdzsl.datasets.masks import any_above_zero
 from sbdzsl.datasets.sample import Sample, stored_sample
 
@@ -30,17 +30,11 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
     """
     entries = list_entries(source)
     inside = [e for e in entries if e.is_image and e.folders and e.folders[-1].lower() in ("train", "test")]
-    masks = {(e.folders, e.stem.lower()): e for e in inside if re.fullmatch(r"\d+_gt", e.stem.lower())}
     images = [entry for entry in inside if re.fullmatch(r"\d+", entry.stem)]
     if not images:
         raise bad_layout(source, entries, "no folder train or test with images NNNNN.png", EXPECTED)
-    pairs: list[tuple[Entry, Entry]] = []
-    for entry in images:
-        mask = masks.get((entry.folders, f"{entry.stem}_gt"))
-        if mask is None:
-            raise bad_layout(source, entries, f"{entry.path} has no {entry.stem}_GT.png beside it", EXPECTED)
-        pairs.append((entry, mask))
-    defective = any_above_zero([mask.file.uri for _, mask in pairs])
+    masks = masks_beside(source, entries, images, "_GT", ".png", EXPECTED)
+    defective = any_above_zero([mask.file.uri for mask in masks])
     return [
         stored_sample(
             entry.file,
@@ -50,5 +44,5 @@ def scan(source: str, surface: str | None = None) -> list[Sample]:
             mask_kind="pixels" if is_defect else None,
             split=entry.folders[-1].lower(),
         )
-        for (entry, mask), is_defect in zip(pairs, defective, strict=True)
+        for entry, mask, is_defect in zip(images, masks, defective, strict=True)
     ]

@@ -66,6 +66,24 @@ def bad_layout(source: str, entries: Iterable[Entry], reason: str, expected: str
     return DataError("bad-layout", f"{source}: {reason}\nfound:\n{listing or '  nothing'}\nexpected:\n{expected}")
 
 
+def masks_beside(
+    source: str, entries: Iterable[Entry], images: Iterable[Entry], mark: str, suffix: str, expected: str
+) -> list[Entry]:
+    """The mask of each image, in their order: in the image's folder, its stem and `mark`, in any case.
+
+    Raises `DataError` bad-layout for an image without one; `suffix` is what such masks usually have.
+    """
+    entries = list(entries)
+    by_stem = {(entry.folders, entry.stem.lower()): entry for entry in entries if entry.is_image}
+    masks = []
+    for image in images:
+        mask = by_stem.get((image.folders, f"{image.stem}{mark}".lower()))
+        if mask is None:
+            raise bad_layout(source, entries, f"{image.path} has no {image.stem}{mark}{suffix} beside it", expected)
+        masks.append(mask)
+    return masks
+
+
 def choose_surface(source: str, names: Mapping[str, str], surface: str | None) -> dict[str, str]:
     """Which of the surfaces found to read: key (such as a folder) to the name of the surface.
 

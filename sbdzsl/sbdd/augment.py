@@ -49,7 +49,7 @@ class DefectDrawer:
         """A defective copy of the good image `grey` [H, W] and the mask [H, W] of its defect, never empty."""
         num = len(self._cutouts)
         if num and generator.random() < num / (num + DRAWN_RESERVE):
-            cutout = self._cutouts[generator.integers(len(self._cutouts))]
+            cutout = self._cutouts[generator.integers(num)]
             return _paste(grey, *cutout, generator)
         for _ in range(MAX_TRIES):
             kind = generator.choice(len(DRAWN_KINDS), p=list(DRAWN_KINDS.values()))
