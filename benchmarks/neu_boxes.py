@@ -20,10 +20,10 @@ from detector_runs import decoded
 from numpy.typing import NDArray
 from record import record, shared_data
 from sbdd import SEEDS, spread
-from sbdzsl.pixel_metrics import PixelTally
 
 from sbdzsl import datasets, lake
 from sbdzsl.config import DetectorSettings
+from sbdzsl.pixel_metrics import PixelTally
 from sbdzsl.sbdd.fit import TrainingImage, fit_detector
 
 SMALLEST_GOOD_PX = 64
