@@ -87,9 +87,12 @@ def table6(
 def find(adapter: str, data: str) -> str | None:
     """The folder in which `adapter` finds most images, of `data` and those directly below; None if it finds none.
 
-    Of equals the one below. Raises `DataError` for a data set that is there but damaged.
+    Of equals the one below. An adapter that this version does not have finds nothing. Raises `DataError` for a data
+    set that is there but damaged.
     """
-    scan = datasets.ADAPTERS[adapter]
+    scan = datasets.ADAPTERS.get(adapter)
+    if scan is None:
+        return None
     below = sorted({entry.folders[0] for entry in list_entries(data) if entry.folders})
     num_images: dict[str, int] = {}
     for folder in (*(lake.join(data, name) for name in below), data):

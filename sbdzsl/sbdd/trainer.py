@@ -140,6 +140,8 @@ class Trainer:
         self._best: dict[str, Tensor] = {}
         self._optimiser = _optimiser(self._network, settings)
         self._step_number = 0
+        #: The time limit under which this training came to its end; 0 while it has not.
+        self._ended_at_minutes = 0.0
         self._history: list[Progress] = []
 
     def run(
@@ -151,8 +153,8 @@ class Trainer:
         clock = _Clock(60 * self._settings.max_minutes, self._history[-1].seconds if self._history else 0.0)
         planned = self._settings.epochs * self._steps_per_epoch
         first, saved_s = self._step_number, clock.elapsed_s()
-        # A training that its time limit ended is finished: resumed, it has no step left.
-        total = min(planned, clock.affordable_steps(first, first))
+        # A training that this time limit ended before is finished; a raised limit lets it go on.
+        total = first if self._settings.max_minutes <= self._ended_at_minutes else planned
         while self._step_number < total and not self._has_stalled():
             losses: list[tuple[float, float]] = []
             for batch in self._batches.draw(self._steps_per_epoch):
@@ -162,6 +164,8 @@ class Trainer:
                     break
             record = self._record(total, losses, val, clock.elapsed_s())
             is_last = self._step_number >= total or self._has_stalled()
+            if is_last:
+                self._ended_at_minutes = self._settings.max_minutes
             if checkpoints is not None and (is_last or clock.elapsed_s() - saved_s > CHECKPOINT_EVERY_S):
                 checkpoints.save(self._checkpoint())
                 saved_s = clock.elapsed_s()
@@ -314,6 +318,7 @@ class Trainer:
         }
         state: dict[str, Any] = {
             "step": self._step_number,
+            "ended_at_minutes": self._ended_at_minutes,
             "history": [asdict(record) for record in self._history],
             "generator": self._generator.bit_generator.state,
             "batches": self._batches.state(),
@@ -331,6 +336,7 @@ class Trainer:
             moments.setdefault(int(index), {})[name] = value
         self._optimiser.load_state_dict(self._optimiser.state_dict() | {"state": moments})
         self._step_number = state["step"]
+        self._ended_at_minutes = state["ended_at_minutes"]
         self._history = [Progress(**record) for record in state["history"]]
         self._generator.bit_generator.state = state["generator"]
         self._batches.restore(state["batches"])

@@ -247,6 +247,8 @@ def test_a_training_that_its_time_limit_ended_is_finished(tmp_path: Path) -> Non
     assert again.history == first.history
     ours, theirs = again.detector.tensors(), first.detector.tensors()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    more = fit_detector(images, val, settings.model_copy(update={"max_minutes": 0.05}), 0, checkpoint_url=url)
+    assert len(more.history) > len(first.history), "a raised limit lets it go on"
 
 
 def test_training_stops_when_validation_gains_nothing_more() -> None:
