@@ -254,10 +254,21 @@ def test_what_cannot_be_a_backbone_is_named(models: Path, tmp_path: Path) -> Non
         load_backbone(str(folder))
 
 
-def test_an_id_is_looked_for_in_the_cache_and_is_named_where_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_is_found_in_the_local_cache_and_named_where_it_is_not_there(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--somebody--tiny-net"  # as the hub's own library lays it out
+    shutil.copytree(models / "resnet", cached / "snapshots" / "0123")
+    (cached / "snapshots" / "0123" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0123")
+    backbone = load_backbone("somebody/tiny-net")
+    assert (backbone.card()["source"], backbone.card()["licence"]) == ("somebody/tiny-net", "mit")
+    assert same(backbone(CROP), load_backbone(str(models / "resnet"))(CROP))
     with pytest.raises(TrainingError, match=r"nobody/no-such-net.*or an id that the hub or the local cache holds"):
         load_backbone("nobody/no-such-net")
     with pytest.raises(TrainingError, match="found no such folder"):
