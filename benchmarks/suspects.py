@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    backbone = load_backbone()
+    backbone = load_backbone(stages=screening.STAGES)
     figures = {}
     with tempfile.TemporaryDirectory() as work:
         for name, samples in surfaces(work):
@@ -117,7 +117,7 @@ def middle_stage(
     cells = {}
     for sample, grey in zip(samples, greys, strict=True):
         with torch.inference_mode():
-            stage = backbone(torch.from_numpy(screening.shrunk(grey))[None, None], MIDDLE_STAGE)[MIDDLE_STAGE]
+            stage = backbone(torch.from_numpy(screening.shrunk(grey))[None, None])[MIDDLE_STAGE]
             cells[sample] = (F.avg_pool2d(stage, 3, 1, 1)[0].flatten(1).T.numpy(),)
     banks = screening.draw_banks(cells, seed)
     return np.array([screening.strangest_cells(found, sample, banks)[0] for sample, found in cells.items()])

@@ -1,7 +1,7 @@
 """Bundle: everything both stages need, in one folder. The only reader and writer of weights.
 
     bundle.json                     settings, thresholds with their held-out scores, data, sha256 of each file
-    backbone.safetensors            the frozen trunk, so that a node needs the bundle and nothing else
+    backbone.safetensors            the frozen backbone, so that a node needs the bundle and nothing else
     router.safetensors              SBAD
     detectors/<surface>.safetensors SBDD, one a surface
 
@@ -31,11 +31,11 @@ from sbdzsl.config import DetectorSettings, ThresholdRule, TrainSettings, parse
 from sbdzsl.errors import BundleError, LakeError
 from sbdzsl.metrics import average_precision
 from sbdzsl.robustness import Robustness
-from sbdzsl.sbad.backbone import Backbone
+from sbdzsl.sbad.backbone import Backbone, restore_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbdd.predict import Detector
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CARD = "bundle.json"
 
 
@@ -113,6 +113,7 @@ def save(
         "code_version": __version__,
         "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": settings.model_dump(),
+        "backbone": backbone.card(),
         "router": router.meta(),
         "detectors": {surface: _detector_card(entry) for surface, entry in sorted(detectors.items())},
         "provenance": dict(provenance),
@@ -147,7 +148,7 @@ def load(url: str, device: str = "cpu") -> Bundle:
         }
         return Bundle(
             settings=settings,
-            backbone=Backbone.from_tensors(tensors["backbone.safetensors"]),
+            backbone=restore_backbone(card["backbone"], tensors["backbone.safetensors"]),
             router=SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"]),
             detectors=detectors,
             card=card,

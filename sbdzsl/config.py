@@ -111,6 +111,10 @@ class ImageSettings(Settings):
 class RouterSettings(Settings):
     """SBAD: features, class embedding, decision."""
 
+    backbone: str | None = Field(
+        None, description="efficientnet-lite0 (none), a folder with safetensors or an ONNX graph, or a Hugging Face id"
+    )
+    stages: tuple[str, ...] = Field((), description="which stages of it feed the embedding; none: its own choice")
     crop_px: int = Field(256, ge=64, description="side of a crop, in source pixels: scale is information")
     max_crops: int = Field(2, ge=1, le=16, description="crops an image contributes at most")
     score: Literal["whitened-nn", "paper"] = Field("whitened-nn", description="what gates unseen surfaces")

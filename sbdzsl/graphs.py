@@ -26,8 +26,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sbdzsl.errors import ConfigError
 from sbdzsl.runtime import Runtime, Session, open_session, require
-from sbdzsl.sbad.backbone import Backbone, PointConv, SameConv
+from sbdzsl.sbad.backbone import Backbone
+from sbdzsl.sbad.efficientnet import KIND, EfficientNetLite0, PointConv, SameConv
 from sbdzsl.sbdd.segdec import MAP_STRIDE, SegDec
 
 Array = NDArray[np.float32]
@@ -40,7 +42,16 @@ _CELL_AXES = {0: "batch", 2: "rows", 3: "columns"}
 
 
 def trunk_graph(backbone: Backbone) -> bytes:
-    """SBAD's frozen trunk with the statistics that features are made of."""
+    """SBAD's frozen trunk with the statistics that features are made of.
+
+    Raises `ConfigError` for another net than the default one: its padding alone is known to have a name in ONNX.
+    """
+    if not isinstance(backbone, EfficientNetLite0):
+        raise ConfigError(
+            "bad-config",
+            f"found a backbone of kind {backbone.card()['kind']!r}; only {KIND!r} runs in other runtimes and can be "
+            "exported. Use --runtime torch, or train with the default backbone",
+        )
     plain = _with_plain_convolutions(copy.deepcopy(backbone).cpu())
     return _to_onnx(_Trunk(plain), {"image": (_EXAMPLE, _IMAGE_AXES)}, {"mean": {0: "batch"}, "variance": {0: "batch"}})
 
@@ -145,7 +156,7 @@ class _Conclusion(nn.Module):
 
 
 class _Trunk(nn.Module):
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: EfficientNetLite0) -> None:
         super().__init__()
         self.backbone = backbone
 

@@ -111,7 +111,7 @@ class Inspector:
         started = time.perf_counter()
         grey = loaded.image.grey()
         route = self.route(grey)
-        verdict = replace(verdict, route_ms=_ms_since(started), **_fields(route))
+        verdict = replace(verdict, route_ms=_ms_since(started), extrapolated=route.extrapolated, **_fields(route))
         if route.is_unseen:
             return replace(verdict, verdict="unseen")
         started = time.perf_counter()

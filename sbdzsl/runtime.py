@@ -20,7 +20,7 @@ from sbdzsl.errors import ConfigError, ImageError
 Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 #: The extra of the package that brings each module.
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "openvino": "openvino"}
+EXTRAS = {"onnx": "export", "onnxruntime": "export", "openvino": "openvino", "transformers": "huggingface"}
 
 
 class Session(Protocol):

@@ -34,6 +34,8 @@ from sbdzsl.image import decode
 from sbdzsl.sbad.backbone import Backbone
 
 WINDOW_PX = 32
+#: Of the backbone: contrast of the fine ones, means of the last. Deeper ones are not needed.
+STAGES = ("stem", "s0", "s1", "s2")
 #: Larger images are shrunk to this area, in pixels, so that each takes tens of milliseconds.
 MAX_AREA_PX = 512 * 512
 #: Cells that all images are compared with, and images that they are drawn from: what bounds time and memory.
@@ -135,7 +137,7 @@ def shrunk(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 def describe_cells(grey: NDArray[np.float32], backbone: Backbone) -> Cells:
     """Cells of one image, relative to their median; `grey` is [H, W] float32 in [0, 1], no side below `WINDOW_PX`."""
     with torch.inference_mode():
-        *early, middle = backbone(torch.from_numpy(shrunk(grey))[None, None], num_stages=3)
+        *early, middle = backbone(torch.from_numpy(shrunk(grey))[None, None])[: len(STAGES)]
         maps = [_contrast(stage, stride) for stage, stride in zip(early, (2, 2, 4), strict=True)]
         # No padding: cells of fewer places at the border would be the strangest of every image.
         maps.append(F.avg_pool2d(middle, 3, 2))

@@ -60,7 +60,6 @@ def train(
     settings: TrainSettings,
     seed: int = 0,
     unseen: Sequence[str] = (),
-    backbone: str | None = None,
     device: str = "cpu",
     report: Report = print,
 ) -> Bundle:
@@ -75,7 +74,7 @@ def train(
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
     by_surface = training_samples(manifest, unseen)
     attributes = _attribute_table(settings.attributes, by_surface)
-    trunk = load_backbone(backbone)
+    trunk = load_backbone(settings.router.backbone, settings.router.stages, settings.router.crop_px)
     embedder = Embedder(trunk, settings.router, device)
     detectors: dict[str, SurfaceDetector] = {}
     collected: list[SurfaceData] = []

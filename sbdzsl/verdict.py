@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 Decision = Literal["good", "defect", "unseen", "error"]
 
-SCHEMA_VERSION = 1
+#: 2: `nearest_scores` and `extrapolated` stand beside the columns of 1.
+SCHEMA_VERSION = 2
 
 #: OPC 40001-101 `ResultEvaluation` of each decision: OK only where an image was judged good.
 OPC_RESULT_EVALUATION: dict[Decision, int] = {"good": 1, "defect": 2, "unseen": 3, "error": 0}
@@ -51,6 +52,8 @@ VERDICT_SCHEMA = pa.schema(
         ("class_embedding", pa.list_(pa.float32())),
         ("attributes", pa.list_(pa.string())),
         ("nearest_surfaces", pa.list_(pa.string())),
+        ("nearest_scores", pa.list_(pa.float64())),
+        ("extrapolated", pa.bool_()),
         ("threshold_policy", pa.string()),
         ("error_code", pa.string()),
         ("error_detail", pa.string()),
@@ -82,7 +85,11 @@ class Route:
 
     `unseen_score` is larger the stranger the image; it is unseen where the score exceeds `unseen_threshold`.
     `unseen_p_value` is conformal: the share of held-out seen images at least as strange. `surface_margin` is how much
-    farther the second nearest surface is, None where only one is known. `class_embedding` holds the A attribute values.
+    farther the second nearest surface is, None where only one is known. `nearest_surfaces` are up to three, the nearest
+    first, `nearest_scores` how far each of them is: the score that would be the unseen score if it were the only one.
+
+    `class_embedding` holds the A attribute values, `attributes` the words of those that stand out. Where the surface is
+    unseen they are `extrapolated`: read by a net that was fitted on the seen surfaces alone.
     """
 
     surface: str
@@ -93,11 +100,17 @@ class Route:
     class_embedding: tuple[float, ...]
     attributes: tuple[str, ...]
     nearest_surfaces: tuple[str, ...]
+    nearest_scores: tuple[float, ...]
 
     @property
     def is_unseen(self) -> bool:
         """Whether the image belongs to none of the seen surfaces, at the user's false-alarm budget."""
         return self.unseen_score > self.unseen_threshold
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether class embedding and attributes are read off a surface that none was fitted on."""
+        return self.is_unseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +152,8 @@ class Verdict:
     class_embedding: tuple[float, ...] = ()
     attributes: tuple[str, ...] = ()
     nearest_surfaces: tuple[str, ...] = ()
+    nearest_scores: tuple[float, ...] = ()
+    extrapolated: bool | None = None
     threshold_policy: str | None = None
     error_code: str | None = None
     error_detail: str | None = None
@@ -157,8 +172,8 @@ class Verdict:
         if self.verdict == "error":
             return f"ERROR {self.error_code}: {self.error_detail}"
         if self.verdict == "unseen":
-            near, words = ", ".join(self.nearest_surfaces), "; ".join(self.attributes) or "nothing stands out"
-            return f"UNSEEN surface (p = {self.unseen_p_value:.3f}), nearest {near}; {words}"
+            near = nearness(self.nearest_surfaces, self.nearest_scores, self.unseen_threshold)
+            return f"UNSEEN (p = {self.unseen_p_value:.3f}); nearest: {near}; looks: {self.looks}"
         line = f"{self.surface}, score {self.defect_score:.2f} against threshold {self.defect_threshold:.2f}"
         if self.verdict == "good":
             return f"GOOD {line}"
@@ -166,7 +181,12 @@ class Verdict:
             ", ".join(f"{r.width}x{r.height} px at ({r.x}, {r.y})" for r in self.regions[:3]) or "no place stands out"
         )
         more = f" and {len(self.regions) - 3} more" if len(self.regions) > 3 else ""
-        return f"DEFECT {line}; {places}{more}"
+        return f"DEFECT {line}; {places}{more}; looks: {self.looks}"
+
+    @property
+    def looks(self) -> str:
+        """The attributes that stand out in one phrase, marked where they are extrapolated."""
+        return phrase(self.attributes) + (" (extrapolated)" if self.extrapolated else "")
 
     def to_row(self) -> dict[str, Any]:
         """One row of `VERDICT_SCHEMA`."""
@@ -177,6 +197,29 @@ class Verdict:
         row = self.to_row()
         row["inspected_at"] = self.inspected_at.isoformat()
         return row | {"result_evaluation": self.result_evaluation}
+
+
+def nearness(surfaces: Sequence[str], scores: Sequence[float], threshold: float | None) -> str:
+    """How far the nearest known surfaces are: "leather (1.80× the limit), sandpaper (2.40×)".
+
+    The limit is the threshold, the score at which an image still counts as seen: 1.00× lies on it. Raw scores where the
+    threshold is no length to measure with, names alone where there are no scores.
+    """
+    if len(scores) != len(surfaces):
+        return ", ".join(surfaces)
+    if threshold is None or threshold <= 0:
+        return ", ".join(f"{name} (score {score:.2f})" for name, score in zip(surfaces, scores, strict=True))
+    parts = [f"{name} ({score / threshold:.2f}×" for name, score in zip(surfaces, scores, strict=True)]
+    return ", ".join(part + (")" if number else " the limit)") for number, part in enumerate(parts))
+
+
+def phrase(attributes: Sequence[str]) -> str:
+    """Attributes in one phrase: what shares the kind before a colon stands together, "texture grainy, strip; ..."."""
+    kinds: dict[str, list[str]] = {}
+    for attribute in attributes:
+        kind, _, word = attribute.rpartition(": ")
+        kinds.setdefault(kind, []).append(word)
+    return "; ".join(f"{kind} {', '.join(words)}".strip() for kind, words in kinds.items()) or "nothing stands out"
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pa.Table:

@@ -63,6 +63,11 @@ def draw_verdicts(
         "class_embedding": _lists(np.where(error, 0, 29), embedding),
         "attributes": _lists(np.where(error, 0, 2), pa.array(ATTRIBUTES), rng),
         "nearest_surfaces": _lists(np.where(error, 0, nearest.shape[1]), names.take(pa.array(nearest[~error].ravel()))),
+        "nearest_scores": _lists(
+            np.where(error, 0, nearest.shape[1]),
+            pa.array((alien[:, None] * np.linspace(1, 1.5, nearest.shape[1]))[~error].ravel()),
+        ),
+        "extrapolated": _where(pa.array(kind == 2), ~error),
         "threshold_policy": _where(pa.array(["false-alarm-rate"] * num_images), judged),
         "error_code": _where(
             pa.array(ERROR_CODES).take(pa.array(rng.integers(0, len(ERROR_CODES), num_images))), error

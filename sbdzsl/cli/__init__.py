@@ -68,7 +68,9 @@ def ingest(
 def train(
     manifest: Manifests,
     bundle: Annotated[str, typer.Option(help="Folder or URL to write the bundle to; must not hold one.")],
-    backbone: Annotated[str | None, typer.Option(help="Id or folder of the frozen backbone.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Folder or Hugging Face id of the frozen backbone; else as configured.")
+    ] = None,
     unseen: Annotated[
         list[str] | None, typer.Option(help="Surface to leave out as unseen, may be given again.")
     ] = None,
@@ -80,13 +82,15 @@ def train(
     from sbdzsl import training
 
     settings = config.load(config.TrainSettings, config_file)
+    if backbone is not None:
+        router = settings.router.model_copy(update={"backbone": backbone})
+        settings = settings.model_copy(update={"router": router})
     trained = training.train(
         lake.read_manifests(manifest),
         bundle,
         settings,
         seed=seed,
         unseen=unseen or (),
-        backbone=backbone,
         device=device,
         report=lambda line: stdout.print(line, markup=False),
     )

@@ -85,7 +85,9 @@ def datasets_validate(
     found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=show)
     findings = [*found.rejections]
     if suspects:
-        findings += screening.rank_suspects(samples, suspects, load_backbone(), settings, seed, show)
+        findings += screening.rank_suspects(
+            samples, suspects, load_backbone(stages=screening.STAGES), settings, seed, show
+        )
     for finding in findings:
         show(f"{finding.code}: {finding.describe()}")
     table = Table("surface", "images", "good", "defect", "no label", "masks", "copies", "rejected")

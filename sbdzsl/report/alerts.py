@@ -45,7 +45,9 @@ def alerts(rows: pl.LazyFrame) -> pl.DataFrame:
             "unseen_threshold",
             "unseen_p_value",
             pl.col("nearest_surfaces").list.join("; "),
+            pl.col("nearest_scores").list.eval(pl.element().round(4).cast(pl.String)).list.join("; "),
             pl.col("attributes").list.join("; "),
+            "extrapolated",
             pl.col("regions").list.len().fill_null(0).alias("num_regions"),
             *(
                 pl.col("region").struct.field(name).alias(f"region_{name}")

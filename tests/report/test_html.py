@@ -221,6 +221,8 @@ def test_what_is_not_given_is_a_dash(tmp_path: Path) -> None:
             "unseen_threshold",
             "unseen_p_value",
             "nearest_surfaces",
+            "nearest_scores",
+            "extrapolated",
             "decode_ms",
             "route_ms",
         ]
@@ -237,6 +239,14 @@ def test_an_incomplete_audit_says_so_first(tmp_path: Path) -> None:
     assert "Not complete" in page.text
     assert "0123456789ab" in page.text
     assert "the first 1 of 12" in page.text
+
+
+def test_an_unseen_surface_shows_how_far_the_known_ones_are_and_that_its_words_are_extrapolated(tmp_path: Path) -> None:
+    near = {"nearest_surfaces": ["leather", "sandpaper"], "nearest_scores": [1.8, 2.4], "unseen_threshold": 1.0}
+    table = _with(draw_verdicts(200, shares=(0.4, 0.3, 0.3, 0)), **near)
+    page, _ = _report(table, tmp_path)
+    assert page.words.count("leather (1.80× the limit), sandpaper (2.40×)") == 3
+    assert page.words.count("Looks (extrapolated)") == page.words.count("Looks") - 1 == 3  # one is in the glossary
 
 
 def test_any_store_will_do() -> None:

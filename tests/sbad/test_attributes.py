@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sbdzsl.datasets import dagm, folder, kolektorsdd, magnetic_tile, neu, synthetic
 from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import (
     AttributeTable,
@@ -27,11 +28,35 @@ def test_embedded_table_has_the_29_attributes_of_table_1() -> None:
     assert len(table.names) == 29
     assert {f"dagm_class{number}" for number in range(1, 11)} <= set(table.rows)
     assert {"kolektorsdd", "magnetic_tile", "neu", "corduroy", "brushed_steel", "leather"} <= set(table.rows)
-    assert len(table.rows) == 43
+    assert len(table.rows) == 49
     assert table.matrix(["neu", "linen"]).shape == (2, 29)
     values = np.array(list(table.rows.values()))
     assert np.array_equal(values * 4, np.round(values * 4))  # quarters: nobody's eye is finer
     assert (table.matrix(list(table.rows))[:, 2:9].max(axis=1) >= 0.5).all()  # every surface is described
+
+
+def test_every_surface_that_the_adapters_name_has_a_row(shared: Path) -> None:
+    data = shared / "data"
+    named = {sample.surface for sample in folder.scan(str(data / "KTH-TIPS"))}
+    # `class_NN` alone may be anybody's folder: these rows carry the name of the data set.
+    named |= {f"leather27_{sample.surface}" for sample in folder.scan(str(data / "Leather27"))}
+    for adapter, source in (
+        (dagm, "DAGM2007"),
+        (kolektorsdd, "KolektorSDD"),
+        (magnetic_tile, "MagneticTile"),
+        (neu, "NEU-DET"),
+    ):
+        named |= {sample.surface for sample in adapter.scan(str(data / source))}
+    kinds = {path.stem.rpartition("_")[0] for path in (data / "NEU-DET").rglob("*.jpg")}
+    assert len(kinds) == 6
+    named |= {f"neu_{kind}" for kind in kinds}
+    assert len(named) == 7 + 14 + 2 + 3 + 6
+    assert named - set(standard_attributes().rows) == set()
+
+
+def test_every_drawn_surface_has_a_row() -> None:
+    assert len(synthetic.SURFACES) == 10
+    assert set(synthetic.SURFACES) <= set(standard_attributes().rows)
 
 
 def test_user_table_of_other_names_and_length() -> None:

@@ -70,6 +70,9 @@ def test_route_fields(router: SurfaceRouter) -> None:
     assert route.unseen_threshold == router.threshold()
     assert set(route.nearest_surfaces) == {"a", "b", "c"}
     assert route.nearest_surfaces[0] == "b"
+    assert list(route.nearest_scores) == sorted(distances)
+    assert route.nearest_scores[0] == route.unseen_score
+    assert route.extrapolated == route.is_unseen
     assert len(route.class_embedding) == 3
     at_least = (router.calibration_scores >= route.unseen_score).sum()
     assert route.unseen_p_value == (1 + at_least) / (len(router.calibration_scores) + 1)
