@@ -105,7 +105,8 @@ def add_surface(
 
 def _thinning(neighbours: WhitenedNeighbours, num_images: int) -> float:
     """How many times farther apart the known surfaces' images lie where each has `num_images` at most; 1 or more."""
-    full, thinned = [], []
+    full: list[Array] = []
+    thinned: list[Array] = []
     for surface in range(len(neighbours.scales)):
         bank = neighbours.bank[neighbours.labels == surface].astype(np.float64)
         kept = np.linspace(0, len(bank) - 1, min(num_images, len(bank))).round().astype(int)
