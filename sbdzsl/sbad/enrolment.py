@@ -59,12 +59,7 @@ def enrol(
     attribute table; without one it is the mean of a_hat over the images. Raises `BundleError` "surface-exists",
     `DataError` "too-few-images". What `largest_claim` finds is not looked at here.
     """
-    if surface in router.surfaces:
-        raise BundleError(
-            "surface-exists",
-            f"surface {surface!r} is in the bundle already, beside {_others(router, surface)}; "
-            "choose another name, or retire the old one first",
-        )
+    require_new(router, surface)
     if len(features) < 2:
         raise DataError(
             "too-few-images", f"surface {surface!r}: found {len(features)} images, expected 2 or more (20 are better)"
@@ -97,6 +92,16 @@ def retire(router: SurfaceRouter, surface: str) -> SurfaceRouter:
     reader = replace(router.reader, class_embeddings=np.delete(router.reader.class_embeddings, number, axis=0))
     kept = tuple(name for name in router.surfaces if name != surface)
     return _rebuilt(router, kept, router.neighbours.without_surface(number), reader)
+
+
+def require_new(router: SurfaceRouter, surface: str) -> None:
+    """Raise `BundleError` "surface-exists" where the router knows `surface`."""
+    if surface in router.surfaces:
+        raise BundleError(
+            "surface-exists",
+            f"surface {surface!r} is in the bundle already, which knows {', '.join(router.surfaces)}; "
+            "choose another name, or retire the old one first",
+        )
 
 
 def largest_claim(router: SurfaceRouter, features: Features) -> Claim:
@@ -145,7 +150,3 @@ def _rebuilt(
     return SurfaceRouter(
         surfaces, router.attribute_names, neighbours, reader, router.calibration_scores, router.settings
     )
-
-
-def _others(router: SurfaceRouter, surface: str) -> str:
-    return ", ".join(name for name in router.surfaces if name != surface) or "no other"

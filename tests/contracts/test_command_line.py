@@ -26,6 +26,8 @@ COMMANDS = {
     "inspect": {"images", "--bundle", "--json", "--overlay", "--policy", "--device", "--runtime", "--max-memory-mb"},
     "audit": {"--bundle", "--lake", "--manifest", "--out", "--config", "--policy", "--runtime", "--address"},
     "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
+    "enrol": {"--bundle", "--surface", "--out", "--images", "--manifest", "--attributes", "--seed", "--device"},
+    "retire": {"--bundle", "--surface", "--out"},
     "datasets list": set(),
     "datasets synthetic": {"--out", "--images", "--size", "--seed"},
     "datasets validate": {"--manifest", "--out", "--suspects", "--config", "--seed"},
