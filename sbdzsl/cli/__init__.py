@@ -29,7 +29,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
-from sbdzsl.cli.surfaces import enrol, retire
+from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.errors import ConfigError, SbdzslError
 from sbdzsl.verdict import to_parquet
 
@@ -306,7 +306,7 @@ def export(
     stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
-for verb in (enrol, retire):
+for verb in (enrol, retire, groups):
     app.command()(verb)
 
 

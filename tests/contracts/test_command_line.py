@@ -28,6 +28,7 @@ COMMANDS = {
     "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
     "enrol": {"--bundle", "--surface", "--out", "--images", "--manifest", "--attributes", "--seed", "--device"},
     "retire": {"--bundle", "--surface", "--out"},
+    "groups": {"--bundle", "--out", "--audit", "--images", "--max-images", "--device"},
     "datasets list": set(),
     "datasets synthetic": {"--out", "--images", "--size", "--seed"},
     "datasets validate": {"--manifest", "--out", "--suspects", "--config", "--seed"},
