@@ -6,7 +6,8 @@ Ten real surfaces in turn (DAGM class 1, KolektorSDD, magnetic tile, four KTH ma
 into a router that was fitted on four fifths of the other 24, at the 2 % budget; the rest stays unseen. Items of
 KolektorSDD and tiles are never on both sides: a quarter of a surface's groups is test, enrolment images are drawn from
 the others, in turn over the groups. Leathers have 40 images: none is enrolled from 50. Two plain means beside it: the
-router before the enrolment, and images of known surfaces offered under a new name, which should be refused.
+router before the enrolment, and images of known surfaces offered under a new name, which should be refused. The
+images that stay unseen are also grouped, to see how many groups a surface comes in and how pure they are.
 
 Encoder-2, which explains and does not decide, is hardly trained here. Features are cached in the temporary folder.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 from record import record, shared_data
 
-from sbdzsl import datasets
+from sbdzsl import datasets, grouping
 from sbdzsl.config import ImageSettings, RouterSettings
 from sbdzsl.datasets.sample import group_of
+from sbdzsl.enrolment import MIN_IMAGES
 from sbdzsl.inspector import load_image
 from sbdzsl.sbad import enrolment
 from sbdzsl.sbad.attributes import standard_attributes
@@ -87,14 +90,17 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     settings = RouterSettings(ce_vae_steps=20, vaegan_steps=2)
     surfaces = load_surfaces(settings)
-    rows = []
+    rows, groupings = [], []
     for seed in range(arguments.seeds):
         for name in ENROLLED:
-            rows += measure(surfaces, name, settings, seed)
+            enrolled, grouped = measure(surfaces, name, settings, seed)
+            rows += enrolled
+            groupings.append(grouped)
             print(f"seed {seed}: {name}", flush=True)
     figures = {str(count): summary([row for row in rows if row["count"] == count]) for count in COUNTS}
-    for count, row in figures.items():
-        print(f"{count} images")
+    figures["grouping of the unseen"] = summary(groupings)
+    for title, row in figures.items():
+        print(title)
         for key, value in row.items():
             print(f"  {key}: {value}")
     record("enrolment", {"seeds": arguments.seeds, "settings": settings.model_dump(), "counts": figures, "rows": rows})
@@ -116,8 +122,10 @@ def load_surfaces(settings: RouterSettings) -> dict[str, Surface]:
     return {name: Surface(np.array(own), np.array(groups[name])) for name, own in sorted(features.items())}
 
 
-def measure(surfaces: dict[str, Surface], name: str, settings: RouterSettings, seed: int) -> list[dict[str, Any]]:
-    """A row for each number of images that `name` can be enrolled from, into one router."""
+def measure(
+    surfaces: dict[str, Surface], name: str, settings: RouterSettings, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row for each number of images that `name` can be enrolled from, into one router; and its groups of unseen."""
     rng = np.random.default_rng([seed, list(surfaces).index(name)])
     others = rng.permutation([other for other in surfaces if other != name])
     seen, unseen = np.split(others, [round(SEEN_SHARE * len(others))])
@@ -135,8 +143,7 @@ def measure(surfaces: dict[str, Surface], name: str, settings: RouterSettings, s
     own = surfaces[name]
     test_own, pool = own.split(rng, TEST_SHARE)
     refused = [
-        enrolment.largest_claim(router, features[:count]).share >= enrolment.CLAIMED_SHARE
-        for count in (5,)
+        enrolment.largest_claim(router, features[: COUNTS[0]]).share >= enrolment.CLAIMED_SHARE
         for features in test.values()
     ]
     rows = []
@@ -163,7 +170,29 @@ def measure(surfaces: dict[str, Surface], name: str, settings: RouterSettings, s
             }
             | movement(before, [child.route(row) for row in known], name, flat(test)[1])
         )
-    return rows
+    return rows, group_figures(router, strange | {name: own.features[test_own[:MAX_IMAGES]]})
+
+
+def group_figures(router: SurfaceRouter, strange: dict[str, Features]) -> dict[str, float]:
+    """How images of several unseen surfaces fall into groups, as `sbdzsl groups` makes them."""
+    features, truth = flat(strange)
+    unseen = [i for i, row in enumerate(features) if router.route(row).is_unseen]
+    gate = router.neighbours
+    numbers, _ = grouping.link_alike(
+        np.array([gate.project(features[i]) for i in unseen]), grouping.usual_distance(gate)
+    )
+    names = np.array(truth)[unseen]
+    groups = [names[numbers == number] for number in np.unique(numbers)]
+    enough = [group for group in groups if len(group) >= MIN_IMAGES]
+    largest = [max(Counter(group.tolist()).values()) for group in enough]
+    return {
+        "purity": sum(largest) / sum(map(len, enough)),
+        "grouped": sum(map(len, enough)) / len(unseen),
+        "groups_a_surface": len(enough) / len(set(names.tolist())),
+        "in_its_largest_group": float(
+            np.mean([max((group == name).sum() for group in groups) / (names == name).sum() for name in set(names)])
+        ),
+    }
 
 
 def movement(before: list[Route], after: list[Route], name: str, truth: list[str]) -> dict[str, float]:
