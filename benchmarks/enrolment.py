@@ -134,26 +134,23 @@ def measure(
         {other: surfaces[other].features[split[number][:MAX_IMAGES]] for other, split in parts.items()}
         for number in range(3)
     )
-    groups = [group for other, split in parts.items() for group in surfaces[other].groups[split[0][:MAX_IMAGES]]]
+    lots = [group for other, split in parts.items() for group in surfaces[other].groups[split[0][:MAX_IMAGES]]]
     router = fit_router(
-        *flat(train), *flat(calibration), standard_attributes(), settings, seed, groups=groups
+        *flat(train), *flat(calibration), standard_attributes(), settings, seed, groups=lots
     )  # fmt: skip
     known, strange = flat(test)[0], {other: surfaces[other].features[:MAX_IMAGES] for other in unseen}
     before = [router.route(row) for row in known]
     own = surfaces[name]
     test_own, pool = own.split(rng, TEST_SHARE)
-    refused = [
-        enrolment.largest_claim(router, features[: COUNTS[0]]).share >= enrolment.CLAIMED_SHARE
-        for features in test.values()
-    ]
     rows = []
     for count in COUNTS:
         if len(pool) < count:
             continue
         few = pool[:count]
-        claim = enrolment.largest_claim(router, own.features[few])
-        child = enrolment.enrol(router, name, own.features[few], own.groups[few].tolist())
-        recognised, tried = enrolment.num_recognised(router, own.features[few], own.groups[few].tolist())
+        features, groups = own.features[few], own.groups[few].tolist()
+        claim = enrolment.largest_claim(router, features, groups)
+        child = enrolment.enrol(router, name, features, groups)
+        recognised, tried = enrolment.num_recognised(router, features, groups)
         claims = [accepted(child, features, name) for features in strange.values()]
         rows.append(
             {
@@ -163,14 +160,27 @@ def measure(
                 "accuracy": accepted(child, own.features[test_own[:MAX_IMAGES]], name),
                 "left_one_out": recognised / tried,
                 "unseen_before": float(np.mean([router.route(row).is_unseen for row in own.features[test_own]])),
-                "claimed_before": claim.share,
+                "accepted_before": claim.num_accepted / count,
+                "refused": float(claim.is_refused),
+                "known_refused": known_refused(router, surfaces, parts, count),
                 "strangers_claimed": float(np.mean(claims)),
                 "strangers_claimed_worst": max(claims),
-                "known_refused": float(np.mean(refused)),
             }
             | movement(before, [child.route(row) for row in known], name, flat(test)[1])
         )
     return rows, group_figures(router, strange | {name: own.features[test_own[:MAX_IMAGES]]})
+
+
+def known_refused(
+    router: SurfaceRouter, surfaces: dict[str, Surface], parts: dict[str, list[NDArray[np.intp]]], count: int
+) -> float:
+    """Share of the known surfaces that are refused under a new name, each offered by `count` test images at most."""
+    claims = []
+    for name, (_, _, test) in parts.items():
+        few = test[:count]
+        own = surfaces[name]
+        claims.append(enrolment.largest_claim(router, own.features[few], own.groups[few].tolist()))
+    return float(np.mean([claim.is_refused for claim in claims]))
 
 
 def group_figures(router: SurfaceRouter, strange: dict[str, Features]) -> dict[str, float]:

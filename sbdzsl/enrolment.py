@@ -8,7 +8,7 @@ the new one says by which steps it came from which parent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ def enrol(
     Images without label count as good. `attributes` is a table (CSV) with a row for the surface; without one its class
     embedding is what the router reads off the images. Before any work raises `BundleError` "bundle-exists",
     "surface-exists", `DataError` "bad-images" (some cannot be read), "too-few-images", "bad-attributes"; before the
-    training `BundleError` "surface-claimed", where an existing surface accepts half of the images or more.
+    training `BundleError` "surface-claimed", where the images are those of an existing surface (`Claim`).
     """
     _require_free(bundle, surface, out)
     row = _attribute_row(attributes, surface, bundle.router)
@@ -80,9 +80,9 @@ def enrol(
     embedder = Embedder(bundle.backbone, bundle.settings.router, device)
     data = load_surface(surface, samples, embedder, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
     features = np.concatenate([data.train_features, data.val_features])
-    claim = router_enrolment.largest_claim(bundle.router, features)
-    router_enrolment.require_unclaimed(claim, surface)
     groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
+    claim = router_enrolment.largest_claim(bundle.router, features, groups)
+    router_enrolment.require_unclaimed(claim, surface)
     router = router_enrolment.enrol(bundle.router, surface, features, groups, row)
     recognised, left_out = router_enrolment.num_recognised(bundle.router, features, groups)
     report(_router_line(claim, recognised, left_out))
@@ -91,7 +91,7 @@ def enrol(
         "surface": surface,
         "parent": bundle.digest,
         "images": {"router": len(features), "detector": len(data.train), "held_out": len(data.val)},
-        "claimed": {"surface": claim.surface, "images": claim.num_claimed},
+        "claim": asdict(claim),
         "left_one_out": {"recognised": recognised, "of": left_out},
         "class_embedding": "read off the images" if row is None else "attribute table",
         "threshold": f"the parent's: {len(router.calibration_scores)} held-out images of the other surfaces",
@@ -124,24 +124,23 @@ def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
     return _save(bundle, out, router, detectors, step, {"images": images})
 
 
-def samples_of(surface: str, images: str | None = None, manifest: str | None = None) -> list[Sample]:
-    """The samples to enrol as `surface`: of a folder, in the layouts of the adapter `folder`, or of a manifest.
+def samples_of(surface: str, images: str | None = None, manifests: Sequence[str] = ()) -> list[Sample]:
+    """The samples to enrol as `surface`: of a folder, in the layouts of the adapter `folder`, or of manifests.
 
-    Of a manifest the rows of that surface count, and those without surface; test rows are left alone. Raises
+    Of manifests the rows of that surface count, and those without surface; test rows are left alone. Raises
     `ConfigError` unless exactly one source is given, `DataError` "bad-manifest" where no row is left, `LakeError`.
     """
-    if (images is None) == (manifest is None):
+    if (images is None) != bool(manifests):
         raise ConfigError("bad-config", "give either --images or --manifest")
     if images is not None:
         return ADAPTERS["folder"](images, surface)
-    assert manifest is not None
-    rows = samples_from_table(lake.read_manifest(manifest))
+    rows = samples_from_table(lake.read_manifests(manifests))
     own = [replace(row, surface=surface) for row in rows if row.surface in (surface, None) and row.split != "test"]
     if not own:
         known = ", ".join(sorted({row.surface for row in rows if row.surface})) or "none"
         raise DataError(
             "bad-manifest",
-            f"{manifest}: no train or val row is of {surface!r} or without surface; its surfaces: {known}",
+            f"{', '.join(manifests)}: no train or val row is of {surface!r} or without surface; its surfaces: {known}",
         )
     return own
 
@@ -236,5 +235,5 @@ def _router_line(claim: Claim, recognised: int, left_out: int) -> str:
         if left_out
         else "too few images to leave one out"
     )
-    claimed = f"; {claim.num_claimed} were accepted as {claim.surface} before" if claim.num_claimed else ""
+    claimed = f"; {claim.num_accepted} were accepted as {claim.surface} before" if claim.num_accepted else ""
     return f"router: {claim.num_images} images; {tried}{claimed}"

@@ -41,7 +41,7 @@ def test_the_new_surface_is_named_and_judged(trained: Trained, enrolled: Enrolle
     found = [after.judge(s.image_id, s.uri) for s in test]
     assert np.mean([v.surface == UNSEEN and v.verdict in ("good", "defect") for v in found]) > 0.7
     assert (enrolled.num_train, enrolled.num_held_out) == (5, 3)
-    assert enrolled.claim.num_claimed == 0
+    assert enrolled.claim.num_accepted == 0
     assert enrolled.num_recognised > enrolled.num_left_out // 2
 
 
@@ -160,18 +160,18 @@ def test_samples_of_a_folder_and_of_a_manifest(trained: Trained, tmp_path: Path)
         (folder / f"{number}.png").write_bytes(Path(sample.uri).read_bytes())
     found = samples_of("mine", images=str(folder))
     assert [(s.surface, s.label, s.split) for s in found] == [("mine", None, None)] * 4
-    own = samples_of(UNSEEN, manifest=trained.manifest_uri)
+    own = samples_of(UNSEEN, manifests=[trained.manifest_uri])
     assert {s.surface for s in own} == {UNSEEN}
     assert {s.split for s in own} == {"train", "val"}
     nameless = pa.Table.from_pylist(
         [row | {"surface": None, "split": None} for row in trained.manifest.to_pylist()[:4]], trained.manifest.schema
     )
     lake.write_manifest(nameless, str(tmp_path / "m.parquet"))
-    assert {s.surface for s in samples_of("mine", manifest=str(tmp_path / "m.parquet"))} == {"mine"}
+    assert {s.surface for s in samples_of("mine", manifests=[str(tmp_path / "m.parquet")])} == {"mine"}
     for arguments, code in (
-        ({"manifest": trained.manifest_uri}, "bad-manifest"),
+        ({"manifests": [trained.manifest_uri]}, "bad-manifest"),
         ({}, "bad-config"),
-        ({"manifest": "m", "images": "i"}, "bad-config"),
+        ({"manifests": ["m"], "images": "i"}, "bad-config"),
     ):
         with pytest.raises(SbdzslError) as caught:
             samples_of("nobody", **arguments)

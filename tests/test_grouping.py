@@ -111,7 +111,7 @@ def test_the_files_of_a_grouping(found: Grouping, trained: Trained, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.glob("group-*")) == sorted(
         [f"{group.name}.parquet" for group in found.groups] + ["group-mine.parquet"]
     )
-    enrollable = samples_of("cloth", manifest=str(tmp_path / "group-01.parquet"))
+    enrollable = samples_of("cloth", manifests=[str(tmp_path / "group-01.parquet")])
     assert [s.image_id for s in enrollable] == [m.sample.image_id for m in first.members]
     assert {(s.surface, s.split) for s in enrollable} == {("cloth", None)}
     html = Path(page).read_text()

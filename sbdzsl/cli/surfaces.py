@@ -23,7 +23,10 @@ def enrol(
         str | None, typer.Option(help="Folder or URL with images of it, with or without folders benign, defect, masks.")
     ] = None,
     manifest: Annotated[
-        str | None, typer.Option(help="Manifest (Parquet) in place of --images: rows of it, or without surface.")
+        list[str] | None,
+        typer.Option(
+            help="Manifest (Parquet) in place of --images: rows of it, or without surface; may be given again."
+        ),
     ] = None,
     attributes: Annotated[
         str | None, typer.Option(help="Attribute table (CSV) with a row for it; else read off its images.")
@@ -38,7 +41,7 @@ def enrol(
     found = enrolment.enrol(
         bundles.load(bundle, device),
         surface,
-        enrolment.samples_of(surface, images, manifest),
+        enrolment.samples_of(surface, images, manifest or ()),
         out,
         attributes=attributes,
         seed=seed,

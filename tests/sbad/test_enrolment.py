@@ -121,18 +121,56 @@ def test_groups_widen_the_new_surfaces_scale(whitened: SurfaceRouter) -> None:
     assert grouped > 1.5 * alone
 
 
-def test_what_an_existing_surface_claims(whitened: SurfaceRouter) -> None:
-    known = enrolment.largest_claim(whitened, draw("b", 20, 7))
-    assert (known.surface, known.num_images) == ("b", 20)
-    with pytest.raises(SbdzslError, match=rf"{known.num_claimed} of 20 images .* accepted as 'b'") as caught:
-        enrolment.require_unclaimed(known, "new")
+def names(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [5, 20, 60])
+def test_a_known_surface_is_refused_under_another_name(whitened: SurfaceRouter, count: int) -> None:
+    claim = enrolment.largest_claim(whitened, draw("b", count, 7), names(count))
+    assert claim.surface == "b"
+    assert claim.num_expected == pytest.approx(count * 20 / (20 + count - 1))
+    with pytest.raises(SbdzslError, match=rf"{claim.num_accepted} of {count} images are accepted as 'b'") as caught:
+        enrolment.require_unclaimed(claim, "new")
     assert caught.value.code == "surface-claimed"
-    fresh = enrolment.largest_claim(whitened, draw("d", 20, 7))
-    assert fresh.num_claimed == 0
-    enrolment.require_unclaimed(fresh, "new")
-    mixed = enrolment.largest_claim(whitened, np.concatenate([draw("b", 8, 7), draw("d", 12, 7)]))
-    assert 0 < mixed.share < enrolment.CLAIMED_SHARE
-    enrolment.require_unclaimed(mixed, "new")
+    assert f"{claim.num_claimed} ({claim.num_claimed / count:.0%})" in caught.value.message
+
+
+def test_claims_are_those_of_a_plain_computation(whitened: SurfaceRouter) -> None:
+    features = np.concatenate([draw("b", 12, 7), draw("d", 8, 7)])
+    space = np.stack([whitened.neighbours.project(row) for row in features])
+    bank = whitened.neighbours.bank[20:40].astype(np.float64)
+    expected = []
+    for i, row in enumerate(features):
+        route = whitened.route(row)
+        nearest = min(np.linalg.norm(space[j] - space[i]) for j in range(20) if j != i)
+        closer = min(np.linalg.norm(other - space[i]) for other in bank) < nearest
+        expected.append((route.surface == "b" and not route.is_unseen, closer))
+    claim = enrolment.largest_claim(whitened, features, names(20))
+    assert claim.num_accepted == sum(accepted for accepted, _ in expected)
+    assert claim.num_claimed == sum(accepted and closer for accepted, closer in expected)
+    assert claim.num_accepted == claim.num_images - 8
+
+
+def test_a_new_surface_is_not_refused(whitened: SurfaceRouter) -> None:
+    claim = enrolment.largest_claim(whitened, draw("d", 20, 7), names(20))
+    assert (claim.num_accepted, claim.num_claimed) == (0, 0)
+    enrolment.require_unclaimed(claim, "new")
+
+
+def test_a_surface_that_was_taken_for_a_known_one_may_be_enrolled(whitened: SurfaceRouter) -> None:
+    """Its images are accepted as `b`, but lie apart from those of `b`: to enrol them is the cure."""
+    apart = (draw("b", 1, 1) + 0.2 * (draw("b", 20, 5) - draw("b", 1, 1))).astype(np.float32)
+    claim = enrolment.largest_claim(whitened, apart, names(20))
+    assert (claim.surface, claim.num_accepted) == ("b", 20)
+    enrolment.require_unclaimed(claim, "new")
+
+
+def test_images_of_one_lot_do_not_vouch_for_each_other(whitened: SurfaceRouter) -> None:
+    """Twins of images of `b`: as lots of two they are claimed, taken for independent they are not."""
+    pairs = np.repeat(draw("b", 10, 7), 2, axis=0) + np.float32(1e-3) * np.arange(20, dtype=np.float32)[:, None]
+    assert not enrolment.largest_claim(whitened, pairs, names(20)).is_refused
+    assert enrolment.largest_claim(whitened, pairs, [str(i // 2) for i in range(20)]).is_refused
 
 
 def test_images_left_out_one_by_one_are_recognised_by_the_others(whitened: SurfaceRouter) -> None:
