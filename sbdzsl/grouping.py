@@ -52,13 +52,15 @@ class Group:
     """Unseen images that look alike, the most typical first.
 
     `nearest` are the known surfaces that are most often nearest; `attributes` the words that stand out of the mean
-    class embedding, an extrapolation for a surface never learnt.
+    class embedding, an extrapolation for a surface never learnt. `most_alike` is the name of the group that is nearest
+    by its mean, which may show the same surface; None for the only one.
     """
 
     name: str
     members: tuple[Member, ...]
     nearest: tuple[str, ...]
     attributes: tuple[str, ...]
+    most_alike: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,45 @@ def group_unseen(
     chosen = sorted(samples, key=lambda sample: hashlib.sha256(sample.image_id.encode()).digest())[:max_images]
     if len(chosen) < len(samples):
         report(f"{len(samples):,} images: {len(chosen):,} of them, drawn at random, are grouped")
+    members, features, num_known, num_unreadable = _read_unseen(bundle, chosen, device)
+    gate = bundle.router.neighbours
+    projected = np.array([gate.project(row) for row in features])
+    numbers, centrality = link_alike(projected, usual_distance(gate))
+    by_size: list[NDArray[np.intp]] = []
+    single: list[Member] = []
+    for number in np.unique(numbers):
+        own = np.flatnonzero(numbers == number)
+        if len(own) < MIN_IMAGES:
+            single += [members[i] for i in own]
+        else:
+            by_size.append(own[np.argsort(centrality[own], kind="stable")])
+    by_size.sort(key=lambda own: (-len(own), members[own[0]].sample.image_id))
+    alike = _nearest_by_mean([projected[own].mean(axis=0) for own in by_size])
+    groups = []
+    for number, own in enumerate(by_size):
+        read = np.mean([bundle.router.reader.read(features[i]) for i in own], axis=0)
+        nearest = Counter(members[i].nearest for i in own).most_common(_NUM_NEAREST)
+        groups.append(
+            Group(
+                name=_name(number),
+                members=tuple(members[i] for i in own),
+                nearest=tuple(name for name, _ in nearest),
+                attributes=words(read, bundle.router.attribute_names),
+                most_alike=_name(alike[number]) if alike else None,
+            )
+        )
+    return Grouping(tuple(groups), tuple(single), len(samples), len(chosen), num_known, num_unreadable)
+
+
+def _read_unseen(
+    bundle: Bundle, samples: Sequence[Sample], device: str
+) -> tuple[list[Member], list[NDArray[np.float32]], int, int]:
+    """The unseen ones of `samples` with their features [D], and how many were known or unreadable."""
     embedder = Embedder(bundle.backbone, bundle.settings.router, device)
     members: list[Member] = []
     features: list[NDArray[np.float32]] = []
     num_known = num_unreadable = 0
-    for sample in chosen:
+    for sample in samples:
         loaded = load_image(sample.image_id, sample.uri, bundle.settings.image, sample.bit_depth)
         if loaded.image is None:
             num_unreadable += 1
@@ -108,24 +144,11 @@ def group_unseen(
             features.append(embedded)
         else:
             num_known += 1
-    gate = bundle.router.neighbours
-    numbers, centrality = link_alike(np.array([gate.project(row) for row in features]), usual_distance(gate))
-    groups, single = [], []
-    for number in np.unique(numbers):
-        own = np.flatnonzero(numbers == number)
-        if len(own) < MIN_IMAGES:
-            single += [members[i] for i in own]
-        else:
-            own = own[np.argsort(centrality[own], kind="stable")]
-            read = np.mean([bundle.router.reader.read(features[i]) for i in own], axis=0)
-            groups.append(_group([members[i] for i in own], words(read, bundle.router.attribute_names)))
-    groups.sort(key=lambda group: (-len(group.members), group.members[0].sample.image_id))
-    named = tuple(replace(group, name=f"group-{number:02d}") for number, group in enumerate(groups, start=1))
-    return Grouping(named, tuple(single), len(samples), len(chosen), num_known, num_unreadable)
+    return members, features, num_known, num_unreadable
 
 
 def link_alike(projected: Array, cut: float) -> tuple[NDArray[np.int64], Array]:
-    """Number of the group of each of `projected` [n, P], and its mean distance to the group's others, both [n].
+    """Number of the group of each of `projected` [n, P], and its mean distance to the group's images, both [n].
 
     Average linkage: single linkage chains surfaces together, complete linkage tears them apart.
     """
@@ -152,6 +175,14 @@ def manifest_samples(group: Group) -> list[Sample]:
     return [replace(member.sample, surface=None, split=None) for member in group.members]
 
 
-def _group(members: list[Member], attributes: tuple[str, ...]) -> Group:
-    nearest = Counter(member.nearest for member in members).most_common(_NUM_NEAREST)
-    return Group("", tuple(members), tuple(name for name, _ in nearest), attributes)
+def _nearest_by_mean(means: Sequence[Array]) -> list[int]:
+    """For each of the means [P] the number of the nearest other; empty where there is no other."""
+    if len(means) < 2:
+        return []
+    apart = squareform(pdist(np.stack(means)))
+    np.fill_diagonal(apart, np.inf)
+    return [int(number) for number in apart.argmin(axis=1)]
+
+
+def _name(number: int) -> str:
+    return f"group-{number + 1:02d}"

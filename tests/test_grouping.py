@@ -13,9 +13,10 @@ from sbdzsl.cluster import ledger
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.enrolment import MIN_IMAGES, samples_of
 from sbdzsl.grouping import Group, Grouping, Member, group_unseen, link_alike, usual_distance
-from sbdzsl.inspector import Inspector
+from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.report import groups_page
 from sbdzsl.sbad import enrolment as router_enrolment
+from sbdzsl.sbad.embedding import Embedder
 from tests.conftest import SEEN, UNSEEN, Trained
 
 GONE = SEEN[2]
@@ -76,6 +77,18 @@ def test_groups_hold_one_surface_each_and_known_images_are_left_out(
     assert sum(sizes) + len(found.single) + found.num_known == found.num_read
 
 
+def test_a_group_names_the_one_most_like_it(found: Grouping, two_seen: Bundle) -> None:
+    gate, embedder = two_seen.router.neighbours, Embedder(two_seen.backbone, two_seen.settings.router)
+    means = {}
+    for group in found.groups:
+        loaded = [load_image("", m.sample.uri, two_seen.settings.image, m.sample.bit_depth) for m in group.members]
+        projected = [gate.project(embedder.embed(one.image.grey())) for one in loaded if one.image]
+        means[group.name] = np.mean(projected, axis=0)
+    for group in found.groups:
+        others = {name: np.linalg.norm(mean - means[group.name]) for name, mean in means.items() if name != group.name}
+        assert group.most_alike == min(others, key=lambda name: others[name])
+
+
 def test_a_members_score_is_the_inspectors(found: Grouping, two_seen: Bundle) -> None:
     member = found.groups[0].members[0]
     verdict = Inspector(two_seen).judge(member.sample.image_id, member.sample.uri)
@@ -125,7 +138,7 @@ def test_names_on_the_page_are_escaped(trained: Trained, tmp_path: Path) -> None
     hostile = tmp_path / "<b>x.PNG"
     hostile.write_bytes(Path(uri).read_bytes())
     member = Member(Sample("x", str(hostile)), 9.0, "<i>steel")
-    grouping = Grouping((Group("group-01", (member,), ("<i>steel",), ()),), (), 1, 1, 0, 0)
+    grouping = Grouping((Group("group-01", (member,), ("<i>steel",), (), None),), (), 1, 1, 0, 0)
     page = groups_page.write_groups(grouping, "b", trained.bundle.settings.image, str(tmp_path / "out"))
     html = Path(page).read_text()
     assert "<b>" not in html

@@ -95,10 +95,10 @@ def groups(
         report=lambda line: stdout.print(line, markup=False),
     )
     page = groups_page.write_groups(found, bundle, loaded.settings.image, out)
-    printed = Table("group", "images", "nearest known surfaces", "such as")
+    printed = Table("group", "images", "most like it", "nearest known surfaces", "such as")
     for group in found.groups:
-        members = group.members
-        printed.add_row(group.name, f"{len(members):,}", ", ".join(group.nearest), members[0].sample.uri)
+        count, typical = f"{len(group.members):,}", group.members[0].sample.uri
+        printed.add_row(group.name, count, group.most_alike or "–", ", ".join(group.nearest), typical)
     stdout.print(printed)
     stdout.print(
         f"{found.num_read:,} images: {len(found.groups)} groups, {len(found.single):,} like no others, "
