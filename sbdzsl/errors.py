@@ -73,6 +73,7 @@ class DataError(SbdzslError):
         "bad-mask": 422,
         "bad-attributes": 422,
         "too-few-images": 422,
+        "bad-images": 422,
     }
     exit_code: ClassVar[int] = 2
 
@@ -85,7 +86,7 @@ class ConfigError(SbdzslError):
 
 
 class BundleError(SbdzslError):
-    """A bundle is missing, damaged, of another version or holds what must not be loaded."""
+    """A bundle is missing, damaged, of another version, holds what must not be loaded, or has no room for a surface."""
 
     CODES: ClassVar[dict[str, int]] = {
         "no-bundle": 404,
@@ -93,6 +94,8 @@ class BundleError(SbdzslError):
         "damaged-bundle": 422,
         "wrong-version": 422,
         "unsafe-file": 422,
+        "surface-exists": 409,
+        "surface-claimed": 409,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -82,11 +83,11 @@ def train(
         data = load_surface(surface, samples, embedder, settings.image, report)
         report(f"[{number}/{len(by_surface)}] {surface}: {_counts(data)}")
         attributes = _with_row(attributes, data, report)
-        checkpoint_url, curves_url = (_training_file(out, surface, kind) for kind in ("checkpoint", "png"))
+        checkpoint = training_file(out, surface, "checkpoint")
         detectors[surface], history = train_detector(
-            data, settings.detector_for(surface), seed, device, report, checkpoint_url
+            data, settings.detector_for(surface), seed, device, report, checkpoint
         )
-        lake.write_bytes(curves_url, curves_png(surface, history))
+        lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
         # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
         collected.append(_without_pixels(data))
     report("router: CE-VAE and VAEGAN")
@@ -104,17 +105,22 @@ def train(
     }
     bundle = bundles.save(out, settings, trunk, router, detectors, provenance)
     for surface in detectors:
-        lake.remove(_training_file(out, surface, "checkpoint"))
+        lake.remove(training_file(out, surface, "checkpoint"))
     return bundle
 
 
 def load_surface(
-    surface: str, samples: Sequence[Sample], embedder: Embedder | None, settings: ImageSettings, report: Report = print
+    surface: str,
+    samples: Sequence[Sample],
+    embedder: Embedder | None,
+    settings: ImageSettings,
+    report: Report = print,
+    min_train: int = MIN_TRAIN_IMAGES,
 ) -> SurfaceData:
     """Decode and embed the train and val images of one surface; without an `embedder` the features are empty, [n, 0].
 
     An image that cannot be read is reported and left out. An image without a label counts as good, and is counted.
-    Raises `DataError` "too-few-images" where what is left cannot be trained on.
+    Raises `DataError` "too-few-images" where fewer than `min_train` training images are left, or none to validate on.
     """
     images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
     features: dict[str, list[NDArray[np.float32]]] = {"train": [], "val": []}
@@ -134,11 +140,11 @@ def load_surface(
         features[sample.split].append(embedder.embed(grey) if embedder else np.empty(0, np.float32))
         if sample.split == "train":
             groups.append(sample.group or sample.image_id)
-    if len(images["train"]) < MIN_TRAIN_IMAGES or not images["val"]:
+    if len(images["train"]) < min_train or not images["val"]:
         raise DataError(
             "too-few-images",
             f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation "
-            f"images; at least {MIN_TRAIN_IMAGES} and 1 are needed",
+            f"images; at least {min_train} and 1 are needed",
         )
     return SurfaceData(
         surface=surface,
@@ -266,7 +272,8 @@ def _router_line(router: SurfaceRouter) -> str:
     )
 
 
-def _training_file(out: str, surface: str, kind: str) -> str:
+def training_file(out: str, surface: str, kind: Literal["checkpoint", "png"]) -> str:
+    """Where the training of a surface's detector keeps its checkpoint or its curves, below the bundle `out`."""
     return lake.join(out, "training", f"{quote(surface, safe='')}.{kind}")
 
 

@@ -29,6 +29,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.errors import ConfigError, SbdzslError
 from sbdzsl.verdict import to_parquet
 
@@ -307,6 +308,10 @@ def export(
         report=lambda line: stdout.print(line, markup=False),
     )
     stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
+
+
+for verb in (enrol, retire, groups):
+    app.command()(verb)
 
 
 @app.callback(invoke_without_command=True)

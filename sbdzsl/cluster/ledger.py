@@ -18,11 +18,12 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from sbdzsl import lake
-from sbdzsl.errors import AuditError
+from sbdzsl.errors import AuditError, LakeError
 from sbdzsl.verdict import VERDICT_SCHEMA, Verdict, to_parquet
 
 PLAN = "audit.json"
@@ -176,6 +177,24 @@ def verdict_rows(plan: Plan) -> pl.LazyFrame:
     return pl.scan_pyarrow_dataset(
         pyarrow.dataset.dataset(paths, VERDICT_SCHEMA, format="parquet", filesystem=filesystem)
     )
+
+
+def unseen_images(out: str) -> pa.Table:
+    """Manifest of the images that the audit in `out` has called unseen so far, read one shard at a time.
+
+    Raises `LakeError` "not-found" where there is no audit.
+    """
+    plan = find_plan(out)
+    if plan is None:
+        raise LakeError("not-found", f"no audit at {out}: expected a folder that `sbdzsl audit` wrote")
+    unseen = verdict_rows(plan).filter(pl.col("verdict") == "unseen").select("image_id").collect()
+    ids = pa.array(unseen["image_id"].to_list(), pa.string())
+    filesystem, path = lake.filesystem(plan.manifest_uri)
+    with filesystem.open(path, "rb") as stream:
+        file = pq.ParquetFile(stream)
+        shards = (file.read_row_group(shard) for shard in range(file.num_row_groups))
+        found = [shard.filter(pc.is_in(shard["image_id"], value_set=ids)) for shard in shards]
+    return pa.concat_tables([lake.MANIFEST_SCHEMA.empty_table(), *found])
 
 
 def reconcile(plan: Plan) -> Reconciliation:

@@ -14,7 +14,7 @@ One image at a time in float64 and without BLAS, so that a score does not depend
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,17 @@ class WhitenedNeighbours:
         nearest = np.full(len(self.scales), np.inf)
         np.minimum.at(nearest, self.labels, squared)
         return np.sqrt(nearest) / self.scales
+
+    def without_surface(self, number: int) -> WhitenedNeighbours:
+        """The bank without surface `number`; those after it move up by one, and no distance of another changes."""
+        kept = self.labels != number
+        labels = self.labels[kept]
+        return replace(
+            self,
+            bank=self.bank[kept],
+            labels=labels - (labels > number),
+            scales=np.delete(self.scales, number),
+        )
 
 
 @dataclass(frozen=True, slots=True)

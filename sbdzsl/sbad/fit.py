@@ -8,6 +8,7 @@ Shapes: N training images, M calibration images, D features, P dimensions after 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -81,6 +82,38 @@ def fit_neighbours(
     bank = ((x - centre.astype(np.float32)) @ projection.astype(np.float64)).astype(np.float32)
     scales = _surface_scales(bank.astype(np.float64), labels, groups)
     return WhitenedNeighbours(centre.astype(np.float32), projection, bank, labels, scales.astype(np.float32))
+
+
+def add_surface(
+    neighbours: WhitenedNeighbours, features: Features, groups: Sequence[str] | None = None
+) -> WhitenedNeighbours:
+    """The gate with one more surface, numbered last, by its images `features` [n, D], n at least 2.
+
+    Centre, projection and all that it knew stay as they are, to the bit. The scale is the surface's own, shrunk by 10
+    images' weight towards what the others' mean would be, had they n images: fewer images lie farther apart.
+    """
+    bank = np.stack([neighbours.project(row) for row in features]).astype(np.float32)
+    own = _nearest_apart(bank.astype(np.float64), _group_numbers(np.zeros(len(bank), dtype=np.int64), groups))
+    pooled = float(neighbours.scales.mean()) * _thinning(neighbours, len(bank))
+    return replace(
+        neighbours,
+        bank=np.concatenate([neighbours.bank, bank]),
+        labels=np.concatenate([neighbours.labels, np.full(len(bank), len(neighbours.scales))]),
+        scales=np.append(neighbours.scales, np.float32(_shrunk_scale(own, pooled))),
+    )
+
+
+def _thinning(neighbours: WhitenedNeighbours, num_images: int) -> float:
+    """How many times farther apart the known surfaces' images lie where each has `num_images` at most; 1 or more."""
+    full: list[Array] = []
+    thinned: list[Array] = []
+    for surface in range(len(neighbours.scales)):
+        bank = neighbours.bank[neighbours.labels == surface].astype(np.float64)
+        kept = np.linspace(0, len(bank) - 1, min(num_images, len(bank))).round().astype(int)
+        for images, distances in ((bank, full), (bank[kept], thinned)):
+            distances.append(_nearest_apart(images, np.arange(len(images))))
+    wide, close = (float(np.quantile(np.concatenate(distances), _SCALE_QUANTILE)) for distances in (thinned, full))
+    return max(wide / close, 1.0) if close > 0 else 1.0
 
 
 def fit_reader(
@@ -163,22 +196,33 @@ def _surface_scales(bank: Array, labels: Labels, groups: Sequence[str] | None) -
     Shrunk by 10 images' weight towards the scale over all surfaces, which also stands in for a surface with one group.
     If no surface has two groups, groups say nothing and images are taken for independent.
     """
-    group_numbers = np.arange(len(labels))
+    numbers = _group_numbers(labels, groups)
+    per_surface = [
+        _nearest_apart(bank[labels == surface], numbers[labels == surface]) for surface in range(labels.max() + 1)
+    ]
+    pooled = float(np.quantile(np.concatenate(per_surface), _SCALE_QUANTILE))
+    return np.array([_shrunk_scale(nearest, pooled) for nearest in per_surface])
+
+
+def _group_numbers(labels: Labels, groups: Sequence[str] | None) -> Labels:
+    """[N]: a number for each group; for each image where there are no groups, or no surface has two."""
     if groups is not None:
         numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
         if any(len(np.unique(numbers[labels == surface])) > 1 for surface in np.unique(labels)):
-            group_numbers = numbers
-    per_surface = []
-    for surface in range(labels.max() + 1):
-        own, group = bank[labels == surface], group_numbers[labels == surface]
-        apart = np.linalg.norm(own[:, None] - own[None, :], axis=2)
-        apart[group[:, None] == group[None, :]] = np.inf
-        nearest = apart.min(axis=1)
-        per_surface.append(nearest[np.isfinite(nearest)])
-    pooled = float(np.quantile(np.concatenate(per_surface), _SCALE_QUANTILE))
-    scales = []
-    for nearest in per_surface:
-        own_scale = float(np.quantile(nearest, _SCALE_QUANTILE)) if len(nearest) else pooled
-        scales.append((len(nearest) * own_scale + _SCALE_PRIOR * pooled) / (len(nearest) + _SCALE_PRIOR))
+            return numbers
+    return np.arange(len(labels))
+
+
+def _nearest_apart(own: Array, groups: Labels) -> Array:
+    """Distance of each image of one surface [n, P] to the nearest of another group, for those where there is one."""
+    apart = np.stack([np.linalg.norm(own - row, axis=1) for row in own])
+    apart[groups[:, None] == groups[None, :]] = np.inf
+    nearest = apart.min(axis=1)
+    return nearest[np.isfinite(nearest)]
+
+
+def _shrunk_scale(nearest: Array, pooled: float) -> float:
+    own = float(np.quantile(nearest, _SCALE_QUANTILE)) if len(nearest) else pooled
+    scale = (len(nearest) * own + _SCALE_PRIOR * pooled) / (len(nearest) + _SCALE_PRIOR)
     # Images that are all alike have no spread; any positive scale then calls every other image far away.
-    return np.maximum(scales, np.finfo(np.float32).eps)
+    return max(scale, float(np.finfo(np.float32).eps))

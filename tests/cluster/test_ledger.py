@@ -1,4 +1,5 @@
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from sbdzsl import lake
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.ledger import Plan
-from sbdzsl.errors import AuditError
+from sbdzsl.errors import AuditError, LakeError
 from sbdzsl.verdict import Verdict
 
 NOW = "2026-11-23T00:00:00+00:00"
@@ -106,3 +107,26 @@ def test_a_folder_with_something_else_in_it_is_no_plan(tmp_path: object) -> None
     lake.write_bytes(lake.join(str(tmp_path), ledger.PLAN), b"{}")
     with pytest.raises(AuditError, match="no audit plan"):
         ledger.find_plan(str(tmp_path))
+
+
+def test_unseen_images_are_rows_of_the_manifest(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    unseen = {"id0003", "id0004", "id0021"}
+    for shard in range(plan.num_shards):
+        rows = [
+            Verdict(ref.image_id, ref.uri, "unseen" if ref.image_id in unseen else "good", plan.bundle_digest)
+            for ref in ledger.shard_images(plan, shard)
+        ]
+        ledger.write_part(plan, shard, rows)
+    found = ledger.unseen_images(str(tmp_path))
+    assert found.schema == lake.MANIFEST_SCHEMA
+    assert set(found["image_id"].to_pylist()) == unseen
+    assert found["uri"].to_pylist() == ["/lake/3.png", "/lake/4.png", "/lake/21.png"]
+
+
+def test_unseen_images_of_no_audit_and_of_an_audit_without_any(tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match="no audit") as caught:
+        ledger.unseen_images(str(tmp_path))
+    assert caught.value.code == "not-found"
+    judge(plan_of(tmp_path), 0)
+    assert ledger.unseen_images(str(tmp_path)).num_rows == 0

@@ -1,0 +1,239 @@
+"""Bundle in, new bundle out: one surface more from a few images, or one fewer. Nothing else is trained again.
+
+The router takes the images as they are (`sbad.enrolment`); only the new surface gets a detector, by the training that
+every surface gets; the others' are written again to the same bytes. A bundle is never changed in place: the card of
+the new one says by which steps it came from which parent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sbdzsl import bundle as bundles
+from sbdzsl import lake
+from sbdzsl.bundle import Bundle, SurfaceDetector
+from sbdzsl.config import ImageSettings
+from sbdzsl.datasets import ADAPTERS, assign_splits, samples_from_table, samples_to_table
+from sbdzsl.datasets.sample import Sample, group_of
+from sbdzsl.errors import BundleError, ConfigError, DataError
+from sbdzsl.inspector import load_image
+from sbdzsl.sbad import enrolment as router_enrolment
+from sbdzsl.sbad.attributes import load_attributes
+from sbdzsl.sbad.decision import SurfaceRouter
+from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbad.enrolment import Claim
+from sbdzsl.sbdd.curves import curves_png
+from sbdzsl.training import Report, SurfaceData, load_surface, train_detector, training_file
+
+#: Good ones: two to train the detector on and one to set its threshold by.
+MIN_IMAGES = 3
+
+#: Of images without splits, so many set the detector's threshold: with few, a rate that means something is out of
+#: reach otherwise (n held-out images support 1/(n+1)), and the learnt start needs few to train on. 49 support 2 %.
+HELD_OUT_SHARE, MAX_HELD_OUT = 0.4, 50
+
+#: Unreadable images that an error names.
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The new bundle and what was found on the way.
+
+    `claim`: the existing surface that accepted most of the images. `num_recognised` of `num_left_out` images were
+    accepted and named rightly by a router that had enrolled only the others. `num_train` images trained the detector,
+    `num_held_out` set its threshold; the router knows them all.
+    """
+
+    bundle: Bundle
+    claim: Claim
+    num_recognised: int
+    num_left_out: int
+    num_train: int
+    num_held_out: int
+
+
+def enrol(
+    bundle: Bundle,
+    surface: str,
+    samples: Sequence[Sample],
+    out: str,
+    attributes: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    report: Report = print,
+) -> Enrolled:
+    """Write to `out` a bundle that knows `surface` as well, from `samples` of it (see `samples_of`).
+
+    Images without label count as good. `attributes` is a table (CSV) with a row for the surface; without one its class
+    embedding is what the router reads off the images. Before any work raises `BundleError` "bundle-exists",
+    "surface-exists", `DataError` "bad-images" (some cannot be read), "too-few-images", "bad-attributes"; before the
+    training `BundleError` "surface-claimed", where the images are those of an existing surface (`Claim`).
+    """
+    _require_free(bundle, surface, out)
+    row = _attribute_row(attributes, surface, bundle.router)
+    samples = _with_splits(_readable(surface, samples, bundle.settings.image, report), seed, report)
+    embedder = Embedder(bundle.backbone, bundle.settings.router, device)
+    data = load_surface(surface, samples, embedder, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
+    features = np.concatenate([data.train_features, data.val_features])
+    groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
+    claim = router_enrolment.largest_claim(bundle.router, features, groups)
+    router_enrolment.require_unclaimed(claim, surface)
+    router = router_enrolment.enrol(bundle.router, surface, features, groups, row)
+    recognised, left_out = router_enrolment.num_recognised(bundle.router, features, groups)
+    report(_router_line(claim, recognised, left_out))
+    step = {
+        "step": "enrol",
+        "surface": surface,
+        "parent": bundle.digest,
+        "images": {"router": len(features), "detector": len(data.train), "held_out": len(data.val)},
+        "claim": asdict(claim),
+        "left_one_out": {"recognised": recognised, "of": left_out},
+        "class_embedding": "read off the images" if row is None else "attribute table",
+        "threshold": f"the parent's: {len(router.calibration_scores)} held-out images of the other surfaces",
+        "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
+        "seed": seed,
+    }
+    report(f"{surface}: detector from {len(data.train)} images, its threshold from {len(data.val)} others")
+    checkpoint = training_file(out, surface, "checkpoint")
+    entry, history = train_detector(
+        data, bundle.settings.detector_for(surface), seed, device, report, checkpoint_url=checkpoint
+    )
+    lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
+    saved = _save(bundle, out, router, {**bundle.detectors, surface: entry}, step, _counted(bundle, data))
+    lake.remove(checkpoint)
+    return Enrolled(saved, claim, recognised, left_out, len(data.train), len(data.val))
+
+
+def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
+    """Write to `out` a bundle that does not know `surface`: its images are unseen, or another's that accepts them.
+
+    The threshold stays. Raises `BundleError` "bundle-exists", `ConfigError` for a surface that is not in the bundle or
+    the only one there.
+    """
+    if bundles.exists(out):
+        raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --out")
+    router = router_enrolment.retire(bundle.router, surface)
+    detectors = {name: entry for name, entry in bundle.detectors.items() if name != surface}
+    step = {"step": "retire", "surface": surface, "parent": bundle.digest, "threshold": "the parent's"}
+    images = {name: count for name, count in bundle.card["provenance"]["images"].items() if name != surface}
+    return _save(bundle, out, router, detectors, step, {"images": images})
+
+
+def samples_of(surface: str, images: str | None = None, manifests: Sequence[str] = ()) -> list[Sample]:
+    """The samples to enrol as `surface`: of a folder, in the layouts of the adapter `folder`, or of manifests.
+
+    Of manifests the rows of that surface count, and those without surface; test rows are left alone. Raises
+    `ConfigError` unless exactly one source is given, `DataError` "bad-manifest" where no row is left, `LakeError`.
+    """
+    if (images is None) != bool(manifests):
+        raise ConfigError("bad-config", "give either --images or --manifest")
+    if images is not None:
+        return ADAPTERS["folder"](images, surface)
+    rows = samples_from_table(lake.read_manifests(manifests))
+    own = [replace(row, surface=surface) for row in rows if row.surface in (surface, None) and row.split != "test"]
+    if not own:
+        known = ", ".join(sorted({row.surface for row in rows if row.surface})) or "none"
+        raise DataError(
+            "bad-manifest",
+            f"{', '.join(manifests)}: no train or val row is of {surface!r} or without surface; its surfaces: {known}",
+        )
+    return own
+
+
+def _require_free(bundle: Bundle, surface: str, out: str) -> None:
+    if not surface.strip():
+        raise ConfigError("bad-config", "the surface needs a name, found an empty one")
+    if bundles.exists(out):
+        raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --out")
+    router_enrolment.require_new(bundle.router, surface)
+
+
+def _attribute_row(uri: str | None, surface: str, router: SurfaceRouter) -> tuple[float, ...] | None:
+    if uri is None:
+        return None
+    table = load_attributes(uri)
+    if table.names != router.attribute_names:
+        differing = ", ".join(sorted(set(table.names) ^ set(router.attribute_names))) or "their order"
+        raise DataError(
+            "bad-attributes", f"{uri}: other attributes than those of the bundle; they differ in {differing}"
+        )
+    table.matrix([surface])
+    return table.rows[surface]
+
+
+def _readable(surface: str, samples: Sequence[Sample], settings: ImageSettings, report: Report) -> list[Sample]:
+    """The samples without copies of others. Of a few images each counts: one that cannot be read stops it all."""
+    kept: dict[str, Sample] = {}
+    unreadable = []
+    for sample in samples:
+        loaded = load_image(sample.image_id, sample.uri, settings, sample.bit_depth)
+        if loaded.image is None:
+            assert loaded.error is not None
+            unreadable.append(f"{sample.uri}: {loaded.error.code}: {loaded.error.message}")
+        elif loaded.image.digest in kept:
+            report(f"{surface}: left out: {sample.uri} has the bytes of {kept[loaded.image.digest].uri}")
+        else:
+            kept[loaded.image.digest] = sample
+    if unreadable:
+        named = "\n".join(unreadable[:_MAX_NAMED] + ["..."] * (len(unreadable) > _MAX_NAMED))
+        raise DataError(
+            "bad-images",
+            f"surface {surface!r}: {len(unreadable)} of {len(samples)} images cannot be read; replace them or leave "
+            f"them out\n{named}",
+        )
+    good = sum(sample.label != "defect" for sample in kept.values())
+    if good < MIN_IMAGES:
+        raise DataError(
+            "too-few-images",
+            f"surface {surface!r}: found {good} different good images, expected at least {MIN_IMAGES}: two to train "
+            "the detector on and one to set its threshold by (20 or more to be reliable)",
+        )
+    return list(kept.values())
+
+
+def _with_splits(samples: Sequence[Sample], seed: int, report: Report) -> list[Sample]:
+    """Train and val: as the manifest has them, where it has both for all; else by group."""
+    splits = {sample.split for sample in samples}
+    if splits == {"train", "val"}:
+        return list(samples)
+    if len({group_of(sample) for sample in samples}) == 1:
+        report(f"all images are of group {samples[0].group!r}: other lots may be called unseen, or alarm")
+        samples = [replace(sample, group=None) for sample in samples]
+    share = min(HELD_OUT_SHARE, MAX_HELD_OUT / len(samples))
+    return assign_splits(samples, seed, val_share=share, test_share=0)
+
+
+def _save(
+    parent: Bundle,
+    out: str,
+    router: SurfaceRouter,
+    detectors: Mapping[str, SurfaceDetector],
+    step: Mapping[str, Any],
+    changed: Mapping[str, Any],
+) -> Bundle:
+    provenance = {**parent.card["provenance"], **changed}
+    provenance["steps"] = [*provenance.get("steps", ()), dict(step)]
+    return bundles.save(out, parent.settings, parent.backbone, router, detectors, provenance)
+
+
+def _counted(bundle: Bundle, data: SurfaceData) -> dict[str, Any]:
+    before = bundle.card["provenance"]
+    changed = {"images": before["images"] | {data.surface: {"train": len(data.train), "val": len(data.val)}}}
+    if data.assumed_good:
+        changed["assumed_good"] = before["assumed_good"] | {data.surface: data.assumed_good}
+    return changed
+
+
+def _router_line(claim: Claim, recognised: int, left_out: int) -> str:
+    tried = (
+        f"left out one by one, {recognised} of {left_out} images are recognised by the others"
+        if left_out
+        else "too few images to leave one out"
+    )
+    claimed = f"; {claim.num_accepted} were accepted as {claim.surface} before" if claim.num_accepted else ""
+    return f"router: {claim.num_images} images; {tried}{claimed}"

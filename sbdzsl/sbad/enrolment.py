@@ -1,0 +1,178 @@
+"""A fitted router learns one more surface from a few images, or forgets one; everything else stays, to the bit.
+
+Nothing is trained: the new images join the gate under the projection that is there (`fit.add_surface`), the surface's
+class embedding is the mean of what Encoder-2 reads off them, and the threshold stays, so that its promise to the other
+surfaces does. Hence what enrolment can change for any other image:
+
+- its distances to the surfaces that were there keep their bits, and so do attributes and class embedding;
+- its unseen score can only fall, and falls only where the new surface is the nearest one, which then names it.
+
+Forgetting is the inverse: `retire(enrol(router, name, ...), name)` routes as `router` does, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbdzsl.errors import BundleError, ConfigError, DataError
+from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter, WhitenedNeighbours
+from sbdzsl.sbad.fit import add_surface
+
+Features = NDArray[np.float32]
+
+#: A surface is refused where an existing one claims this share, or more, of what it would claim of its own images.
+#: Chosen on real surfaces: 98 % of attempts to enrol a known surface anew are refused, 1 % of those with a new one.
+REFUSED_SHARE = 0.4
+
+#: Images that are left out one by one, at most, to see whether the others recognise them.
+MAX_LEFT_OUT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the existing surface that accepts most of `num_images` images has to say about them.
+
+    `num_accepted` are seen and named `surface`; `num_claimed` of these are nearer to an image of it than to any other
+    of the new ones. Were all of them images of `surface`, `num_expected` would be.
+    """
+
+    surface: str
+    num_accepted: int
+    num_claimed: int
+    num_expected: float
+    num_images: int
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the images show `surface`, or one that cannot be told from it."""
+        return self.num_claimed >= REFUSED_SHARE * self.num_expected
+
+
+def enrol(
+    router: SurfaceRouter,
+    surface: str,
+    features: Features,
+    groups: Sequence[str] | None = None,
+    class_embedding: Sequence[float] | None = None,
+) -> SurfaceRouter:
+    """The router with one more surface, the last in order, from its images' `features` [n, D], n at least 2.
+
+    `groups` (part or lot) name images that are not independent of each other. `class_embedding` [A] is a row of the
+    attribute table; without one it is the mean of a_hat over the images. Raises `BundleError` "surface-exists",
+    `DataError` "too-few-images". What `largest_claim` finds is not looked at here.
+    """
+    require_new(router, surface)
+    if len(features) < 2:
+        raise DataError(
+            "too-few-images", f"surface {surface!r}: found {len(features)} images, expected 2 or more (20 are better)"
+        )
+    reader = router.reader
+    if class_embedding is None:
+        class_embedding = np.mean([reader.read(row) for row in features], axis=0).tolist()
+    row = np.asarray(class_embedding, dtype=np.float32)
+    embeddings = np.concatenate([reader.class_embeddings, row[None]])
+    return _rebuilt(
+        router,
+        (*router.surfaces, surface),
+        add_surface(router.neighbours, features, groups),
+        replace(reader, class_embeddings=embeddings),
+    )
+
+
+def retire(router: SurfaceRouter, surface: str) -> SurfaceRouter:
+    """The router without `surface`; its images are unseen again, or the next surface's that accepts them.
+
+    The threshold stays: where `surface` was there from the start, its held-out images still are among those that set
+    it. Raises `ConfigError` for a surface that the router does not know, or its only one.
+    """
+    if surface not in router.surfaces:
+        known = ", ".join(router.surfaces)
+        raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
+    if len(router.surfaces) == 1:
+        raise ConfigError("bad-config", f"{surface!r} is the bundle's only surface; a router needs one to stay")
+    number = router.surfaces.index(surface)
+    reader = replace(router.reader, class_embeddings=np.delete(router.reader.class_embeddings, number, axis=0))
+    kept = tuple(name for name in router.surfaces if name != surface)
+    return _rebuilt(router, kept, router.neighbours.without_surface(number), reader)
+
+
+def require_new(router: SurfaceRouter, surface: str) -> None:
+    """Raise `BundleError` "surface-exists" where the router knows `surface`."""
+    if surface in router.surfaces:
+        raise BundleError(
+            "surface-exists",
+            f"surface {surface!r} is in the bundle already, which knows {', '.join(router.surfaces)}; "
+            "choose another name, or retire the old one first",
+        )
+
+
+def largest_claim(router: SurfaceRouter, features: Features, groups: Sequence[str]) -> Claim:
+    """The claim of the surface of `router` that accepts most of the images `features` [n, D], n at least 1.
+
+    That it accepts them is not enough to refuse them: an unseen surface is sometimes taken for a seen one that looks
+    like it, and to enrol it is the cure. Hence also whether its images lie among those of the existing surface, or
+    apart from them. Images of one group are no neighbours: they are alike whatever they show.
+    """
+    routes = [router.route(row) for row in features]
+    accepted = Counter(route.surface for route in routes if not route.is_unseen)
+    surface = accepted.most_common(1)[0][0] if accepted else routes[0].surface
+    gate, names = router.neighbours, _independent(groups)
+    bank = gate.bank[gate.labels == router.surfaces.index(surface)]
+    new = np.stack([gate.project(row) for row in features])
+    num_claimed = 0
+    for route, image, name in zip(routes, new, names, strict=True):
+        if route.surface == surface and not route.is_unseen:
+            nearest_new = np.linalg.norm(new[names != name] - image, axis=1).min(initial=np.inf)
+            num_claimed += bool(np.linalg.norm(bank - image, axis=1).min() < nearest_new)
+    expected = len(new) * len(bank) / (len(bank) + len(new) - 1)
+    return Claim(surface, accepted[surface], num_claimed, expected, len(new))
+
+
+def require_unclaimed(claim: Claim, surface: str) -> None:
+    """Raise `BundleError` "surface-claimed" where an existing surface claims the images."""
+    if claim.is_refused:
+        known = repr(claim.surface)
+        raise BundleError(
+            "surface-claimed",
+            f"surface {surface!r}: {claim.num_accepted} of {claim.num_images} images are accepted as {known} already, "
+            f"and {claim.num_claimed} ({claim.num_claimed / claim.num_images:.0%}) are nearer to an image of {known} "
+            f"than to one another; of images of {known} itself {claim.num_expected:.1f} would be, and from "
+            f"{REFUSED_SHARE:.0%} of that a surface is refused. If they do show {known}, nothing has to be enrolled; "
+            f"if not, the router cannot tell the two apart: retire {known} first, or train both with `sbdzsl train`",
+        )
+
+
+def num_recognised(router: SurfaceRouter, features: Features, groups: Sequence[str]) -> tuple[int, int]:
+    """How many images [n, D] a router that enrolled only the others accepts and names rightly, and of how many.
+
+    A whole group is left out with its image. At most `MAX_LEFT_OUT` images are tried, spread over all; those whose
+    absence leaves fewer than two are not. It is a cautious estimate: one image more is enrolled in the end.
+    """
+    names = _independent(groups)
+    tried = recognised = 0
+    for i in np.unique(np.linspace(0, len(features) - 1, min(len(features), MAX_LEFT_OUT)).round().astype(int)):
+        rest = names != names[i]
+        if rest.sum() < 2:
+            continue
+        route = enrol(router, "", features[rest], names[rest].tolist()).route(features[i])
+        tried += 1
+        recognised += route.surface == "" and not route.is_unseen
+    return recognised, tried
+
+
+def _independent(groups: Sequence[str]) -> NDArray[np.str_]:
+    """The group of each image; a group for each where all are of one, which then says nothing."""
+    return np.array(groups) if len(set(groups)) > 1 else np.array([str(i) for i in range(len(groups))])
+
+
+def _rebuilt(
+    router: SurfaceRouter, surfaces: Sequence[str], neighbours: WhitenedNeighbours, reader: AttributeReader
+) -> SurfaceRouter:
+    return SurfaceRouter(
+        surfaces, router.attribute_names, neighbours, reader, router.calibration_scores, router.settings
+    )
