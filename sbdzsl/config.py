@@ -108,6 +108,9 @@ class ImageSettings(Settings):
     )
 
 
+ReadingLoss = Literal["mse", "l1"]
+
+
 class RouterSettings(Settings):
     """SBAD: features, class embedding, decision."""
 
@@ -117,10 +120,15 @@ class RouterSettings(Settings):
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: seen images that may be called unseen")
     pca_dims: int = Field(128, ge=8)
     shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-class covariance towards the identity")
-    ce_vae_steps: int = Field(1000, ge=0)
+    class_embedding: Literal["learned", "real"] = Field(
+        "learned", description="what is read off features: learned by the CE-VAE, or the attribute table as it is"
+    )
+    generator: Literal["vaegan", "tf-vaegan"] = Field("vaegan", description="the network that learns to read it")
+    reading_loss: ReadingLoss = Field("mse", description="of the reading, and its distance to a class embedding")
+    ce_vae_steps: int = Field(1000, ge=1)
     vaegan_steps: int = Field(300, ge=0, description="generator steps; each takes critic_steps critic steps")
     critic_steps: int = Field(5, ge=1)
-    hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE and VAEGAN")
+    hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE, VAEGAN and TF-VAEGAN")
 
 
 class DetectorSettings(Settings):

@@ -23,8 +23,10 @@ from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
 from sbdzsl.image import decode
 from sbdzsl.robustness import robustness
+from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
+from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_router
@@ -68,8 +70,8 @@ def train(
 
     Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. An interrupted training goes
     on from its checkpoints in `out`/training by the same call; finished detectors are not trained again. The curves of
-    each detector stay there as a PNG. Raises `DataError`, `BundleError` ("bundle-exists") before any work,
-    `TrainingError` at a loss that is not finite.
+    each detector and two pictures of the class embeddings stay there as PNG. Raises `DataError`, `BundleError`
+    ("bundle-exists") before any work, `TrainingError` at a loss that is not finite.
     """
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
@@ -90,8 +92,16 @@ def train(
         lake.write_bytes(curves_url, curves_png(surface, history))
         # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
         collected.append(_without_pixels(data))
-    report("router: CE-VAE and VAEGAN")
-    router = train_router(collected, attributes, settings, seed)
+    report("router: class embeddings and what reads them")
+    learnt: list[LearnedEmbeddings] = []
+    router = train_router(collected, attributes, settings, seed, learnt.append)
+    for one in learnt:
+        pictures = {
+            "class_embeddings": plots.embeddings_png(one, router.surfaces, router.attribute_names),
+            "latent_space": plots.latent_png(one, router.surfaces),
+        }
+        for name, picture in pictures.items():
+            lake.write_bytes(lake.join(out, "training", "router", f"{name}.png"), picture)
     report(_router_line(router))
     provenance = {
         "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
@@ -197,9 +207,16 @@ def train_detector(
 
 
 def train_router(
-    surfaces: Sequence[SurfaceData], attributes: AttributeTable, settings: TrainSettings, seed: int
+    surfaces: Sequence[SurfaceData],
+    attributes: AttributeTable,
+    settings: TrainSettings,
+    seed: int,
+    observe: Callable[[LearnedEmbeddings], object] | None = None,
 ) -> SurfaceRouter:
-    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features."""
+    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features.
+
+    `observe` is given what the CE-VAE learnt, if there was one.
+    """
     return fit_router(
         features=np.concatenate([data.train_features for data in surfaces]),
         surfaces=[data.surface for data in surfaces for _ in data.train_features],
@@ -209,6 +226,7 @@ def train_router(
         settings=settings.router,
         seed=seed,
         groups=[group for data in surfaces for group in data.train_groups],
+        observe=observe,
     )
 
 

@@ -5,7 +5,8 @@ Shapes: D features, P dimensions after projection, N images in the bank, K seen 
 Two scores decide (`RouterSettings.score`), both one number per seen surface, of which the smallest counts:
 - "whitened-nn": distance to the nearest training image after z-scoring, PCA and within-class whitening, divided by
   the surface's own scale. Best of all that were measured.
-- "paper": mean squared error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2).
+- "paper": error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2): squared, or as the
+  settings say (`reading_loss`, `class_embedding`, `generator`).
 The threshold is conformal on held-out images of the seen surfaces, whatever the score.
 
 One image at a time in float64 and without BLAS, so that a score does not depend on batch or threads.
@@ -63,10 +64,11 @@ class WhitenedNeighbours:
 
 @dataclass(frozen=True, slots=True)
 class AttributeReader:
-    """Encoder-2 with the scaling of its input: reads a class embedding off features.
+    """Encoder-2, or Dec of TF-VAEGAN, with the scaling of its input: reads a class embedding off features.
 
     `low` and `span` [D] map the training features to [0, 1]; other images may leave it. `hidden_weight` [H, D],
-    `hidden_bias` [H], `output_weight` [A, H], `output_bias` [A]; `class_embeddings` [K, A] are the learned CEs.
+    `hidden_bias` [H], `output_weight` [A, H], `output_bias` [A]; `class_embeddings` [K, A] are those it was trained
+    towards, learned or real. `exponent` (a scalar) is 2 where it was trained by MSE, 1 by L1.
     """
 
     low: Stored
@@ -76,6 +78,7 @@ class AttributeReader:
     output_weight: Stored
     output_bias: Stored
     class_embeddings: Stored
+    exponent: Stored
 
     def read(self, features: NDArray[np.float32]) -> Array:
         """[D] -> a_hat [A], on the scale of the attribute table; an extrapolation for surfaces never seen."""
@@ -85,8 +88,9 @@ class AttributeReader:
         return np.einsum("ah,h->a", self.output_weight.astype(np.float64), hidden) + self.output_bias
 
     def distances(self, features: NDArray[np.float32]) -> Array:
-        """[D] -> [K]: dissimilarity to each learned CE, the mean squared error of eq. 4."""
-        return np.square(self.class_embeddings - self.read(features)).mean(axis=1)
+        """[D] -> [K]: dissimilarity to each class embedding: mean squared error (eq. 4), or mean absolute error."""
+        apart = np.abs(self.class_embeddings - self.read(features))
+        return (np.square(apart) if self.exponent == 2 else apart).mean(axis=1)
 
 
 class SurfaceRouter:

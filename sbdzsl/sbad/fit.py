@@ -7,18 +7,17 @@ Shapes: N training images, M calibration images, D features, P dimensions after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sbdzsl.config import RouterSettings
 from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import AttributeTable
-from sbdzsl.sbad.ce_vae import learn_class_embeddings
-from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter, WhitenedNeighbours
-from sbdzsl.sbad.vaegan import train_encoder2
+from sbdzsl.sbad.ce_vae import LearnedEmbeddings
+from sbdzsl.sbad.decision import SurfaceRouter, WhitenedNeighbours
+from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -40,11 +39,13 @@ def fit_router(
     settings: RouterSettings,
     seed: int,
     groups: Sequence[str] | None = None,
+    observe: Callable[[LearnedEmbeddings], object] | None = None,
 ) -> SurfaceRouter:
     """Fit both scores and the class-embedding reader on training images, the threshold on calibration images.
 
     `features` [N, D] and `calibration_features` [M, D] float32, with one surface name each; `groups` (part or lot)
     name training images that are not independent of each other: a surface's scale is then measured between groups.
+    `observe` is given what the CE-VAE learnt, if there was one.
     The same arguments give the same bytes on the same machine. Raises `DataError`: `too-few-images` where a
     surface has fewer than two training images or there is no calibration image, `bad-attributes` where the table lacks
     a surface, `bad-manifest` where a calibration image is of no training surface; `TrainingError` (`not-finite`).
@@ -56,7 +57,10 @@ def fit_router(
     labels = np.array([names.index(surface) for surface in surfaces], dtype=np.int64)
     real_ce = attributes.matrix(names)
     neighbours = fit_neighbours(features, labels, settings, groups)
-    reader = fit_reader(features, labels, real_ce, settings, seed)
+    reading = fit_reading(features, labels, real_ce, settings, seed)
+    if observe is not None and reading.learnt is not None:
+        observe(reading.learnt)
+    reader = reading.reader()
     gate = neighbours if settings.score == "whitened-nn" else reader
     scores = np.array([gate.distances(row).min() for row in calibration_features])
     return SurfaceRouter(names, attributes.names, neighbours, reader, scores, settings)
@@ -81,33 +85,6 @@ def fit_neighbours(
     bank = ((x - centre.astype(np.float32)) @ projection.astype(np.float64)).astype(np.float32)
     scales = _surface_scales(bank.astype(np.float64), labels, groups)
     return WhitenedNeighbours(centre.astype(np.float32), projection, bank, labels, scales.astype(np.float32))
-
-
-def fit_reader(
-    features: Features, labels: Labels, real_ce: Features, settings: RouterSettings, seed: int
-) -> AttributeReader:
-    """The paper's two trainings: CE-VAE for the learned CE, then VAEGAN for Encoder-2.
-
-    `features` [N, D], `labels` [N] in 0..K-1, `real_ce` [K, A].
-    """
-    low = features.min(axis=0)
-    span = features.max(axis=0) - low
-    span = np.where(span > _RELATIVE_FLOOR * (np.abs(low) + 1), span, 1).astype(np.float32)
-    x = torch.from_numpy((features - low) / span)
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.from_numpy(labels)
-    learned = learn_class_embeddings(x, targets, torch.from_numpy(real_ce), settings, generator)
-    encoder2 = train_encoder2(x, targets, learned, settings, generator)
-    with torch.no_grad():
-        return AttributeReader(
-            low,
-            span,
-            encoder2.hidden.weight.numpy(),
-            encoder2.hidden.bias.numpy(),
-            encoder2.output.weight.numpy(),
-            encoder2.output.bias.numpy(),
-            learned.numpy(),
-        )
 
 
 def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_surfaces: Sequence[str]) -> None:
