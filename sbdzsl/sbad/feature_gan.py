@@ -176,7 +176,8 @@ def train_feature_gan(
         reader_optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / settings.vaegan_steps)
         for _ in range(settings.critic_steps):
             real, a = batch()
-            update(network.critic_loss(real, a, generator, second), f"{network.name} critic", step, critic_optimiser)
-            update(network.real_weight * network.read_loss(real, a), f"{network.name} reader", step, reader_optimiser)
+            # They share no weight, so one step of the sum is a step of each.
+            loss = network.critic_loss(real, a, generator, second) + network.real_weight * network.read_loss(real, a)
+            update(loss, f"{network.name}, critic and reader", step, critic_optimiser, reader_optimiser)
         loss = network.generator_loss(*batch(), generator, second)
         update(loss, network.name, step, generator_optimiser, reader_optimiser)

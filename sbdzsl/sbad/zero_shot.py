@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sbdzsl.sbad.ce_vae import BATCH_SIZE, adam, update
 from sbdzsl.sbad.reading import Features, Labels, Reading
 
-NUM_STEPS = 1000
+NUM_STEPS = 500
 LEARNING_RATE = 1e-3
 
 

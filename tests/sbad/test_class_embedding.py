@@ -186,5 +186,5 @@ def test_a_loss_that_is_not_finite_stops_the_training() -> None:
         learn_class_embeddings(x, labels, real_ce, SETTINGS, generator)
     assert error.value.code == "not-finite"
     for network in (VAEGAN(24, 5, SETTINGS), TFVAEGAN(24, 5, SETTINGS)):
-        with pytest.raises(TrainingError, match=f"^{network.name} .*the loss is nan at step"):
+        with pytest.raises(TrainingError, match=f"^{network.name}, critic and reader: the loss is nan at step"):
             train_feature_gan(network, x, labels, real_ce, SETTINGS, generator)
