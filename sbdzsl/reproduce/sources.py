@@ -188,8 +188,8 @@ def _by_surface(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 def _real_samples(data: str) -> list[Sample]:
     """What each layout finds, and below `data` the plain folders that no layout has claimed.
 
-    Surfaces of a plain folder are renamed after it where the attribute table knows them so (`Leather27/class_01` is
-    `leather27_class_01`).
+    Surfaces of a plain folder are renamed after it, or after `data`, where the attribute table knows them so
+    (`Leather27/class_01` is `leather27_class_01`).
     """
     rows = standard_attributes().rows
     claimed, samples = set(), []
@@ -207,8 +207,9 @@ def _real_samples(data: str) -> list[Sample]:
                 raise
             continue
         for sample in plain:
-            longer = f"{folder_name(folder).lower()}_{sample.surface}"
-            samples.append(replace(sample, surface=longer) if longer in rows else sample)
+            longer = (f"{folder_name(above).lower()}_{sample.surface}" for above in (folder, data))
+            name = next((name for name in longer if name in rows), sample.surface)
+            samples.append(replace(sample, surface=name))
     return [sample for sample in samples if sample.surface is not None]
 
 
