@@ -90,7 +90,12 @@ def drawn(embed: Embed, settings: ImageSettings, seed: int = 0) -> Collection:
     with tempfile.TemporaryDirectory() as folder:
         url = lake.join(folder, "lake")
         synthetic.write_lake(url, DRAWN_IMAGES, seed, processes=1, defect_share=DRAWN_DEFECTS)
-        return _mixed("drawn", datasets.ADAPTERS["dagm"](url, None), embed, settings, DRAWN_PER_LABEL, seed)
+        # Ids that do not depend on where the folder is: the choice of images depends on them.
+        samples = [
+            replace(one, image_id=one.uri.removeprefix(lake.absolute_url(url)).strip("/").replace("/", "-"))
+            for one in datasets.ADAPTERS["dagm"](url, None)
+        ]
+        return _mixed("drawn", samples, embed, settings, DRAWN_PER_LABEL, seed)
 
 
 def dagm(data: str, embed: Embed, settings: ImageSettings, seed: int = 0) -> Collection | None:

@@ -174,6 +174,10 @@ def test_the_ten_drawn_surfaces_follow_the_mix(monkeypatch: pytest.MonkeyPatch) 
         assert len(parts.unseen) in (10, 12, 14)
         training = {row.tobytes() for row in parts.train}
         assert not any(row.tobytes() in training for row in (*parts.calibration, *parts.test))
+    again = sources.drawn(lambda image: image[:2, :3].reshape(-1), ImageSettings())
+    for name, parts in found.surfaces.items():
+        for part in ("train", "calibration", "test", "unseen"):
+            assert np.array_equal(getattr(parts, part), getattr(again.surfaces[name], part))
 
 
 def test_groups_are_not_split_where_images_are_left_out_or_halved() -> None:
