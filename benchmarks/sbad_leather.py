@@ -28,7 +28,8 @@ from sbdzsl.config import RouterSettings
 from sbdzsl.sbad.attributes import standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import fit_neighbours, fit_reader
+from sbdzsl.sbad.fit import fit_neighbours
+from sbdzsl.sbad.reading import fit_reading
 
 BUDGETS = (0.05, 0.02)
 
@@ -80,7 +81,7 @@ def measure_split(
     unseen = np.flatnonzero(~np.isin(surfaces, seen))
     labels = np.searchsorted(seen, surfaces[train]).astype(np.int64)
     started = time.perf_counter()
-    reader = fit_reader(features[train], labels, standard_attributes().matrix(seen), settings, split)
+    reader = fit_reading(features[train], labels, standard_attributes().matrix(seen), settings, split).reader()
     reader_s = time.perf_counter() - started
     started = time.perf_counter()
     neighbours = fit_neighbours(features[train], labels, settings)

@@ -108,6 +108,23 @@ class ImageSettings(Settings):
     )
 
 
+ReadingLoss = Literal["mse", "l1"]
+Promise = Literal["plain", "envelope"]
+
+
+class EnvelopeSettings(Settings):
+    """The changes of conditions within which the `envelope` promise holds."""
+
+    gain: float = Field(1.35, ge=1, le=4, description="light times or divided by up to this")
+    gamma: float = Field(1.35, ge=1, le=4, description="gamma times or divided by up to this")
+    offset: float = Field(0.08, ge=0, le=0.5, description="black level up or down by up to this share of white")
+    blur_px: float = Field(1.1, ge=0, le=10, description="blur of up to this standard deviation, in pixels")
+    noise: float = Field(0.0275, ge=0, le=0.5, description="noise of up to this standard deviation, share of white")
+    zoom: float = Field(1.1, ge=1, le=2, description="scale times or divided by up to this")
+    turn_degrees: float = Field(10.0, ge=0, le=180, description="turned either way by up to this")
+    flips: bool = Field(True, description="left-right and top-bottom, too")
+
+
 class RouterSettings(Settings):
     """SBAD: features, class embedding, decision."""
 
@@ -119,12 +136,25 @@ class RouterSettings(Settings):
     max_crops: int = Field(2, ge=1, le=16, description="crops an image contributes at most")
     score: Literal["whitened-nn", "paper"] = Field("whitened-nn", description="what gates unseen surfaces")
     false_alarm_rate: float = Field(0.02, gt=0, lt=0.5, description="budget: seen images that may be called unseen")
-    pca_dims: int = Field(128, ge=8)
-    shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-class covariance towards the identity")
-    ce_vae_steps: int = Field(1000, ge=0)
+    promise: Promise = Field(
+        "plain", description="false alarms are promised for conditions as they were, or anywhere in the envelope"
+    )
+    pca_dims: int = Field(64, ge=8)
+    shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-surface covariance towards the identity")
+    own_prior: float = Field(
+        3.0, gt=0, description="images that the mean covariance weighs against a surface's own; many: all have the same"
+    )
+    envelope: EnvelopeSettings = EnvelopeSettings()
+    copies: int = Field(4, ge=0, le=64, description="changed copies of a training image; 0: no envelope promise")
+    class_embedding: Literal["learned", "real"] = Field(
+        "learned", description="what is read off features: learned by the CE-VAE, or the attribute table as it is"
+    )
+    generator: Literal["vaegan", "tf-vaegan"] = Field("vaegan", description="the network that learns to read it")
+    reading_loss: ReadingLoss = Field("mse", description="of the reading, and its distance to a class embedding")
+    ce_vae_steps: int = Field(1000, ge=1)
     vaegan_steps: int = Field(300, ge=0, description="generator steps; each takes critic_steps critic steps")
     critic_steps: int = Field(5, ge=1)
-    hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE and VAEGAN")
+    hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE, VAEGAN and TF-VAEGAN")
 
 
 class DetectorSettings(Settings):

@@ -27,7 +27,7 @@ from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.enrolment import Claim
 from sbdzsl.sbdd.curves import curves_png
-from sbdzsl.training import Report, SurfaceData, load_surface, train_detector, training_file
+from sbdzsl.training import Report, SurfaceData, embed_images, load_surface, train_detector, training_file
 
 #: Good ones: two to train the detector on and one to set its threshold by.
 MIN_IMAGES = 3
@@ -78,13 +78,14 @@ def enrol(
     row = _attribute_row(attributes, surface, bundle.router)
     samples = _with_splits(_readable(surface, samples, bundle.settings.image, report), seed, report)
     embedder = Embedder(bundle.backbone, bundle.settings.router, device)
-    data = load_surface(surface, samples, embedder, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
-    features = np.concatenate([data.train_features, data.val_features])
+    data = load_surface(surface, samples, None, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
     groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
+    embedded = embed_images(surface, (*data.train, *data.val), groups, embedder, extreme=True)
+    features, copies = embedded.features, embedded.copies
     claim = router_enrolment.largest_claim(bundle.router, features, groups)
     router_enrolment.require_unclaimed(claim, surface)
-    router = router_enrolment.enrol(bundle.router, surface, features, groups, row)
-    recognised, left_out = router_enrolment.num_recognised(bundle.router, features, groups)
+    router = router_enrolment.enrol(bundle.router, surface, features, groups, row, copies)
+    recognised, left_out = router_enrolment.num_recognised(bundle.router, features, groups, copies)
     report(_router_line(claim, recognised, left_out))
     step = {
         "step": "enrol",
@@ -94,7 +95,7 @@ def enrol(
         "claim": asdict(claim),
         "left_one_out": {"recognised": recognised, "of": left_out},
         "class_embedding": "read off the images" if row is None else "attribute table",
-        "threshold": f"the parent's: {len(router.calibration_scores)} held-out images of the other surfaces",
+        "threshold": f"the parent's: {len(router.calibration_scores["plain"])} held-out images of the other surfaces",
         "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
         "seed": seed,
     }

@@ -22,8 +22,9 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.datasets.sample import Sample
 from sbdzsl.enrolment import MIN_IMAGES
 from sbdzsl.inspector import load_image
-from sbdzsl.sbad.decision import WhitenedNeighbours, words
+from sbdzsl.sbad.decision import words
 from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbad.gate import SurfaceGate
 
 #: All distances between so many images take 16 MB, and to read and embed them takes a minute.
 MAX_IMAGES = 2000
@@ -95,7 +96,7 @@ def group_unseen(
     if len(chosen) < len(samples):
         report(f"{len(samples):,} images: {len(chosen):,} of them, drawn at random, are grouped")
     members, features, num_known, num_unreadable = _read_unseen(bundle, chosen, device)
-    gate = bundle.router.neighbours
+    gate = bundle.router.gate
     projected = np.array([gate.project(row) for row in features])
     numbers, centrality = link_alike(projected, usual_distance(gate))
     by_size: list[NDArray[np.intp]] = []
@@ -160,11 +161,11 @@ def link_alike(projected: Array, cut: float) -> tuple[NDArray[np.int64], Array]:
     return numbers, np.where(same, squareform(distances), 0).sum(axis=1) / same.sum(axis=1)
 
 
-def usual_distance(gate: WhitenedNeighbours) -> float:
+def usual_distance(gate: SurfaceGate) -> float:
     """How far apart two images of one known surface lie, or nearer, in 90 % of pairs: the mean over the surfaces."""
     quantiles = []
     for surface in range(len(gate.scales)):
-        bank = gate.bank[gate.labels == surface].astype(np.float64)
+        bank = gate.images_of(surface)
         kept = np.linspace(0, len(bank) - 1, min(len(bank), _MAX_IMAGES_A_SURFACE)).round().astype(int)
         quantiles.append(np.quantile(pdist(bank[kept]), PAIR_QUANTILE))
     return float(np.mean(quantiles))

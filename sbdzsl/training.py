@@ -24,11 +24,14 @@ from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
 from sbdzsl.image import decode
 from sbdzsl.robustness import robustness
+from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
+from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
+from sbdzsl.sbad.conditions import changed_copies
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import fit_router
+from sbdzsl.sbad.fit import EmbeddedImages, fit_router, joined
 from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 
@@ -43,14 +46,13 @@ MIN_TRAIN_IMAGES = 5
 
 @dataclass(frozen=True, slots=True)
 class SurfaceData:
-    """What one surface brings to training. Features are `float32 [n, D]`, one row an image, groups beside them."""
+    """What one surface brings to training; `train_embedded` and `val_embedded` are the same images for the router."""
 
     surface: str
     train: tuple[TrainingImage, ...]
     val: tuple[TrainingImage, ...]
-    train_features: NDArray[np.float32]
-    val_features: NDArray[np.float32]
-    train_groups: tuple[str, ...]
+    train_embedded: EmbeddedImages
+    val_embedded: EmbeddedImages
     skipped: tuple[str, ...]
     assumed_good: int
 
@@ -68,8 +70,8 @@ def train(
 
     Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. An interrupted training goes
     on from its checkpoints in `out`/training by the same call; finished detectors are not trained again. The curves of
-    each detector stay there as a PNG. Raises `DataError`, `BundleError` ("bundle-exists") before any work,
-    `TrainingError` at a loss that is not finite.
+    each detector and two pictures of the class embeddings stay there as PNG. Raises `DataError`, `BundleError`
+    ("bundle-exists") before any work, `TrainingError` at a loss that is not finite.
     """
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
@@ -90,15 +92,24 @@ def train(
         lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
         # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
         collected.append(_without_pixels(data))
-    report("router: CE-VAE and VAEGAN")
-    router = train_router(collected, attributes, settings, seed)
+    report("router: class embeddings and what reads them")
+    learnt: list[LearnedEmbeddings] = []
+    router = train_router(collected, attributes, settings, seed, learnt.append)
+    for one in learnt:
+        pictures = {
+            "class_embeddings": plots.embeddings_png(one, router.surfaces, router.attribute_names),
+            "latent_space": plots.latent_png(one, router.surfaces),
+        }
+        for name, picture in pictures.items():
+            lake.write_bytes(lake.join(out, "training", "router", f"{name}.png"), picture)
     report(_router_line(router))
     provenance = {
         "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
         "seed": seed,
         "held_out_as_unseen": sorted(unseen),
         "images": {
-            data.surface: {"train": len(data.train_features), "val": len(data.val_features)} for data in collected
+            data.surface: {"train": len(data.train_embedded.features), "val": len(data.val_embedded.features)}
+            for data in collected
         },
         "skipped": {data.surface: list(data.skipped) for data in collected if data.skipped},
         "assumed_good": {data.surface: data.assumed_good for data in collected if data.assumed_good},
@@ -123,8 +134,7 @@ def load_surface(
     Raises `DataError` "too-few-images" where fewer than `min_train` training images are left, or none to validate on.
     """
     images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
-    features: dict[str, list[NDArray[np.float32]]] = {"train": [], "val": []}
-    groups: list[str] = []
+    groups: dict[str, list[str]] = {"train": [], "val": []}
     skipped: list[str] = []
     for sample in samples:
         assert sample.split in images
@@ -137,9 +147,7 @@ def load_surface(
         defective = sample.label == "defect"
         mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
         images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
-        features[sample.split].append(embedder.embed(grey) if embedder else np.empty(0, np.float32))
-        if sample.split == "train":
-            groups.append(sample.group or sample.image_id)
+        groups[sample.split].append(sample.group or sample.image_id)
     if len(images["train"]) < min_train or not images["val"]:
         raise DataError(
             "too-few-images",
@@ -150,12 +158,35 @@ def load_surface(
         surface=surface,
         train=tuple(images["train"]),
         val=tuple(images["val"]),
-        train_features=np.stack(features["train"]),
-        val_features=np.stack(features["val"]),
-        train_groups=tuple(groups),
+        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True),
+        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False),
         skipped=tuple(skipped),
         assumed_good=sum(sample.label is None for sample in samples),
     )
+
+
+def embed_images(
+    surface: str, images: Sequence[TrainingImage], groups: Sequence[str], embedder: Embedder | None, *, extreme: bool
+) -> EmbeddedImages:
+    """Features of images of one surface, and of changed copies of them if the embedder's settings want any.
+
+    `extreme` copies, as many as the settings say, are for fitting; otherwise there is one, drawn evenly, for
+    calibration. Without an `embedder` features are empty, [n, 0].
+    """
+    names = [surface] * len(images)
+    if embedder is None:
+        return EmbeddedImages(np.empty((len(images), 0), np.float32), names, groups)
+    settings = embedder.settings
+    number = settings.copies if extreme else min(settings.copies, 1)
+    copies = [
+        [
+            embedder.embed(copy)
+            for copy in changed_copies(image.grey, settings.envelope, number, (extreme, place), extreme=extreme)
+        ]
+        for place, image in enumerate(images)
+    ]
+    features = np.stack([embedder.embed(image.grey) for image in images])
+    return EmbeddedImages(features, names, groups, np.array(copies, dtype=np.float32) if number else None)
 
 
 def train_detector(
@@ -202,18 +233,23 @@ def train_detector(
 
 
 def train_router(
-    surfaces: Sequence[SurfaceData], attributes: AttributeTable, settings: TrainSettings, seed: int
+    surfaces: Sequence[SurfaceData],
+    attributes: AttributeTable,
+    settings: TrainSettings,
+    seed: int,
+    observe: Callable[[LearnedEmbeddings], object] | None = None,
 ) -> SurfaceRouter:
-    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features."""
+    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features.
+
+    `observe` is given what the CE-VAE learnt, if there was one.
+    """
     return fit_router(
-        features=np.concatenate([data.train_features for data in surfaces]),
-        surfaces=[data.surface for data in surfaces for _ in data.train_features],
-        calibration_features=np.concatenate([data.val_features for data in surfaces]),
-        calibration_surfaces=[data.surface for data in surfaces for _ in data.val_features],
-        attributes=attributes,
-        settings=settings.router,
-        seed=seed,
-        groups=[group for data in surfaces for group in data.train_groups],
+        joined([data.train_embedded for data in surfaces]),
+        joined([data.val_embedded for data in surfaces]),
+        attributes,
+        settings.router,
+        seed,
+        observe,
     )
 
 
@@ -278,9 +314,7 @@ def training_file(out: str, surface: str, kind: Literal["checkpoint", "png"]) ->
 
 
 def _without_pixels(data: SurfaceData) -> SurfaceData:
-    return SurfaceData(
-        data.surface, (), (), data.train_features, data.val_features, data.train_groups, data.skipped, data.assumed_good
-    )
+    return replace(data, train=(), val=())
 
 
 def _counts(data: SurfaceData) -> str:

@@ -30,7 +30,7 @@ from sbdzsl.cli.options import (
     stdout,
 )
 from sbdzsl.cli.surfaces import enrol, groups, retire
-from sbdzsl.errors import ConfigError, SbdzslError
+from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -172,30 +172,36 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Table of the paper: table6.")],
-    data: Annotated[str, typer.Option(help="Folder or URL that holds one or more of its data sets.")],
+    table: Annotated[
+        str, typer.Argument(help="Table of the paper: table3, table4, table5 (router), table6 (detector).")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="Folder or URL that holds one or more of its data sets; table6 needs it.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Also write all figures (JSON).")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: each trains every detector anew.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: each trains everything anew.")] = 1,
     config_file: Annotated[Path | None, typer.Option("--config", help="Training settings (YAML).")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Train and test on the data sets of one of the paper's tables, and print its figures beside ours."""
+    """Train and test what one of the paper's tables compares, and print its figures beside ours."""
     from sbdzsl import reproduce as reproductions
 
-    if table != "table6":
-        raise ConfigError("bad-config", f"found {table!r}, expected table6")
-    settings = config.load(config.TrainSettings, config_file)
-    result = reproductions.table6(
-        data, settings, range(seeds), device, report=lambda line: stdout.print(line, markup=False)
+    found = reproductions.reproduce(
+        table,
+        data,
+        config.load(config.TrainSettings, config_file),
+        range(seeds),
+        device,
+        report=lambda line: stdout.print(line, markup=False),
     )
-    printed = Table(*reproductions.HEADINGS)
-    for row in reproductions.rows(result):
+    printed = Table(*found.headings)
+    for row in found.rows:
         printed.add_row(*row)
     stdout.print(printed)
-    for line in reproductions.remarks(result):
+    for line in found.remarks:
         stdout.print(line, markup=False)
     if out:
-        lake.write_bytes(out, json.dumps(result, indent=2, allow_nan=False).encode())
+        lake.write_bytes(out, json.dumps(found.figures, indent=2, allow_nan=False).encode())
 
 
 @app.command()

@@ -12,6 +12,9 @@ Departures from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,11 +50,26 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, num_latents: int, hidden: int, num_features: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(num_latents, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, num_features))
+        self.hidden = nn.Linear(num_latents, hidden)
+        self.output = nn.Linear(hidden, num_features)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Logits of the reconstructed features."""
-        return self.body(z)
+    def forward(self, z: Tensor, feedback: Tensor | float = 0.0) -> Tensor:
+        """Logits of the reconstructed features; `feedback` [B, hidden] is added to the hidden layer (TF-VAEGAN)."""
+        return self.output(F.leaky_relu(self.hidden(z), 0.2) + feedback)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedEmbeddings:
+    """What the CE-VAE made of the real CE. float32; nothing of an unseen surface is in it.
+
+    `real` and `learned` [K, A]; `code_means` [N, A], the mean of each training image's code, and `labels` [N] int64
+    into the surfaces.
+    """
+
+    real: Tensor
+    learned: Tensor
+    code_means: Tensor
+    labels: Tensor
 
 
 class CEVAE(nn.Module):
@@ -94,37 +112,43 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def require_finite(loss: Tensor, network: str, step: int) -> None:
-    """Raise `TrainingError` (`not-finite`) where a loss is NaN or infinite."""
+def adam(
+    parameters: Iterable[nn.Parameter], rate: float, betas: tuple[float, float] = (0.5, 0.999)
+) -> torch.optim.Adam:
+    """Adam in its fused form: the nets are small, and one call per parameter would cost more than the step itself."""
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True)
+
+
+def update(loss: Tensor, network: str, step: int, *optimisers: torch.optim.Optimizer) -> None:
+    """One step down the loss. Raises `TrainingError` (`not-finite`) where it is NaN or infinite."""
     if not torch.isfinite(loss):
         raise TrainingError(
             "not-finite",
             f"{network}: the loss is {loss.item()} at step {step}, expected a finite number; "
             "check the features for constant or extreme values, or train fewer steps",
         )
+    for optimiser in optimisers:
+        optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for optimiser in optimisers:
+        optimiser.step()
 
 
 def learn_class_embeddings(
     x: Tensor, labels: Tensor, real_ce: Tensor, settings: RouterSettings, generator: torch.Generator
-) -> Tensor:
-    """Train a CE-VAE and return the learned CE: the mean of the code means over the images of each surface.
+) -> LearnedEmbeddings:
+    """Train a CE-VAE; the learned CE is the mean of the code means over the images of each surface.
 
-    `x` [N, D] in [0, 1]; `labels` [N], int64 in 0..K-1, each present; `real_ce` [K, A]. Returns [K, A] float32, on the
-    scale of the real CE. With `ce_vae_steps` 0 the real CE is returned. Raises `TrainingError` (`not-finite`).
+    `x` [N, D] in [0, 1]; `labels` [N], int64 in 0..K-1, each present; `real_ce` [K, A]. Learned CEs live on the scale
+    of the real ones. Raises `TrainingError` (`not-finite`).
     """
-    if settings.ce_vae_steps == 0:
-        return real_ce.clone()
     network = CEVAE(x.shape[1], settings.hidden, real_ce.shape[1])
     initialise(network, generator)
-    optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    optimiser = adam(network.parameters(), LEARNING_RATE, betas=(0.9, 0.999))
     for step in range(settings.ce_vae_steps):
         batch = torch.randint(len(x), (BATCH_SIZE,), generator=generator)
-        loss = network.loss(x[batch], real_ce[labels[batch]], generator)
-        require_finite(loss, "CE-VAE", step)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimiser.step()
-    with torch.inference_mode():
+        update(network.loss(x[batch], real_ce[labels[batch]], generator), "CE-VAE", step, optimiser)
+    with torch.no_grad():
         means, _ = network.encoder(x)
-    learned = [means[labels == surface].mean(dim=0) for surface in range(len(real_ce))]
-    return torch.stack(learned).clone()
+    learned = torch.stack([means[labels == surface].mean(dim=0) for surface in range(len(real_ce))])
+    return LearnedEmbeddings(real_ce, learned, means, labels)

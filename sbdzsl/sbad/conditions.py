@@ -8,6 +8,7 @@ Grey is float32 [H, W], black 0 and white 1; size and frame of an image never ch
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -20,6 +21,8 @@ Grey = NDArray[np.float32]
 
 # A narrower blur than this moves less light than interpolation does.
 _NO_BLUR_PX = 0.15
+# Share of extreme draws in which a kind of change takes part.
+_TAKES_PART = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +56,41 @@ class Conditions:
         return np.clip(lit, 0, 1, dtype=np.float32)
 
 
-def draw_conditions(envelope: EnvelopeSettings, generator: np.random.Generator) -> Conditions:
-    """Conditions drawn evenly from the envelope, all changes at once; factors evenly in their logarithm."""
+def draw_conditions(envelope: EnvelopeSettings, generator: np.random.Generator, *, extreme: bool = False) -> Conditions:
+    """Conditions drawn from the envelope: evenly and all changes at once, factors evenly in their logarithm.
 
-    def factor(largest: float) -> float:
-        return float(largest ** generator.uniform(-1, 1))
+    With `extreme`, for the copies that a gate is fitted to, each kind of change (geometry, lens, light, sensor) takes
+    part in 7 of 10 draws, and half of the amounts are the largest: evenly drawn ones hardly ever come near the edge,
+    and a gate that has not seen it fails there.
+    """
 
+    def amount() -> float:
+        drawn = generator.uniform(-1, 1)
+        return float(np.sign(drawn) if extreme and generator.random() < 0.5 else drawn)
+
+    def share() -> float:
+        return float(not extreme or generator.random() < _TAKES_PART)
+
+    geometry, lens, light, sensor = share(), share(), share(), share()
     return Conditions(
-        gain=factor(envelope.gain),
-        gamma=factor(envelope.gamma),
-        offset=float(generator.uniform(-1, 1) * envelope.offset),
-        blur_px=float(generator.uniform(0, envelope.blur_px)),
-        noise=float(generator.uniform(0, envelope.noise)),
-        zoom=factor(envelope.zoom),
-        turn_degrees=float(generator.uniform(-1, 1) * envelope.turn_degrees),
+        gain=envelope.gain ** (light * amount()),
+        gamma=envelope.gamma ** (light * amount()),
+        offset=envelope.offset * light * amount(),
+        blur_px=envelope.blur_px * lens * abs(amount()),
+        noise=envelope.noise * sensor * abs(amount()),
+        zoom=envelope.zoom ** (geometry * amount()),
+        turn_degrees=envelope.turn_degrees * geometry * amount(),
         flips=(bool(generator.random() < 0.5), bool(generator.random() < 0.5)) if envelope.flips else (False, False),
     )
+
+
+def changed_copies(
+    grey: Grey, envelope: EnvelopeSettings, number: int, seed: Sequence[int], *, extreme: bool
+) -> Iterator[Grey]:
+    """`number` copies of an image under conditions drawn from the envelope; the same for the same `seed`."""
+    generator = np.random.default_rng(seed)
+    for _ in range(number):
+        yield draw_conditions(envelope, generator, extreme=extreme).apply(grey, generator)
 
 
 def _move(grey: Grey, zoom: float, turn_degrees: float, flips: tuple[bool, bool]) -> Grey:

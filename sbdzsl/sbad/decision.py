@@ -1,12 +1,14 @@
 """Features -> `Route`: which seen surface, or none of them, and the class embedding that explains it.
 
-Shapes: D features, P dimensions after projection, N images in the bank, K seen surfaces, A attributes.
+Shapes: D features, K seen surfaces, A attributes.
 
 Two scores decide (`RouterSettings.score`), both one number per seen surface, of which the smallest counts:
-- "whitened-nn": distance to the nearest training image after z-scoring, PCA and within-class whitening, divided by
-  the surface's own scale. Best of all that were measured.
-- "paper": mean squared error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2).
-The threshold is conformal on held-out images of the seen surfaces, whatever the score.
+- "whitened-nn": distance to the surface in its own spread (`gate.py`). Best of all that were measured.
+- "paper": error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2): squared, or as the
+  settings say (`reading_loss`, `class_embedding`, `generator`).
+The threshold is conformal on held-out images of the seen surfaces, whatever the score, under one of two promises: as
+they are ("plain"), or each under conditions drawn from an envelope ("envelope"). The second bears a change of light,
+lens, sensor or distance, and lets more strangers through.
 
 One image at a time in float64 and without BLAS, so that a score does not depend on batch or threads.
 """
@@ -14,7 +16,7 @@ One image at a time in float64 and without BLAS, so that a score does not depend
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbdzsl.calibration import Threshold, choose_threshold, conformal_p_value
-from sbdzsl.config import RouterSettings, ThresholdRule
-from sbdzsl.errors import BundleError
+from sbdzsl.config import Promise, RouterSettings, ThresholdRule
+from sbdzsl.errors import BundleError, ConfigError
+from sbdzsl.sbad.gate import SurfaceGate
 from sbdzsl.verdict import Route
 
 Array = NDArray[np.float64]
@@ -36,48 +39,12 @@ _NUM_NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class WhitenedNeighbours:
-    """The bank of training images in a space where the spread within a surface is 1 in every direction.
-
-    `centre` [D], `projection` [D, P] (z-score, PCA and whitening in one), `bank` [N, P], `labels` [N] int64 into the
-    surfaces, `scales` [K]: how far apart a surface's own images lie.
-    """
-
-    centre: Stored
-    projection: Stored
-    bank: Stored
-    labels: NDArray[np.int64]
-    scales: Stored
-
-    def project(self, features: NDArray[np.float32]) -> Array:
-        """[D] -> [P]."""
-        return np.einsum("d,dp->p", features.astype(np.float64) - self.centre, self.projection.astype(np.float64))
-
-    def distances(self, features: NDArray[np.float32]) -> Array:
-        """[D] -> [K]: distance to the nearest image of each surface, in units of the surface's scale."""
-        squared = np.square(self.bank - self.project(features)).sum(axis=1)
-        nearest = np.full(len(self.scales), np.inf)
-        np.minimum.at(nearest, self.labels, squared)
-        return np.sqrt(nearest) / self.scales
-
-    def without_surface(self, number: int) -> WhitenedNeighbours:
-        """The bank without surface `number`; those after it move up by one, and no distance of another changes."""
-        kept = self.labels != number
-        labels = self.labels[kept]
-        return replace(
-            self,
-            bank=self.bank[kept],
-            labels=labels - (labels > number),
-            scales=np.delete(self.scales, number),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class AttributeReader:
-    """Encoder-2 with the scaling of its input: reads a class embedding off features.
+    """Encoder-2, or Dec of TF-VAEGAN, with the scaling of its input: reads a class embedding off features.
 
     `low` and `span` [D] map the training features to [0, 1]; other images may leave it. `hidden_weight` [H, D],
-    `hidden_bias` [H], `output_weight` [A, H], `output_bias` [A]; `class_embeddings` [K, A] are the learned CEs.
+    `hidden_bias` [H], `output_weight` [A, H], `output_bias` [A]; `class_embeddings` [K, A] are those it was trained
+    towards, learned or real. `exponent` (a scalar) is 2 where it was trained by MSE, 1 by L1.
     """
 
     low: Stored
@@ -87,6 +54,7 @@ class AttributeReader:
     output_weight: Stored
     output_bias: Stored
     class_embeddings: Stored
+    exponent: Stored
 
     def read(self, features: NDArray[np.float32]) -> Array:
         """[D] -> a_hat [A], on the scale of the attribute table; an extrapolation for surfaces never seen."""
@@ -96,34 +64,67 @@ class AttributeReader:
         return np.einsum("ah,h->a", self.output_weight.astype(np.float64), hidden) + self.output_bias
 
     def distances(self, features: NDArray[np.float32]) -> Array:
-        """[D] -> [K]: dissimilarity to each learned CE, the mean squared error of eq. 4."""
-        return np.square(self.class_embeddings - self.read(features)).mean(axis=1)
+        """[D] -> [K]: dissimilarity to each class embedding: mean squared error (eq. 4), or mean absolute error."""
+        apart = np.abs(self.class_embeddings - self.read(features))
+        return (np.square(apart) if self.exponent == 2 else apart).mean(axis=1)
 
 
 class SurfaceRouter:
     """The fitted stage one. Immutable after construction.
 
-    `surfaces` are the K seen surfaces in the order of all per-surface arrays; `calibration_scores` are the unseen
-    scores of held-out seen images under `settings.score`, in any order. `calibrated` is the threshold at the settings'
-    false-alarm rate, with the rule and the counts that made it. Raises `DataError` (`too-few-images`) without scores.
+    `surfaces` are the K seen surfaces in the order of all per-surface arrays. For each promise that was calibrated
+    ("plain" always) there is a gate, and `calibration_scores`: the unseen scores of held-out seen images under
+    `settings.score`, in any order. `promise` is the one in force where `route` is not told another; that of the
+    settings, unless it is given. `calibrated` is its threshold at the settings' false-alarm rate, with the rule and the
+    counts that made it. Raises `DataError` (`too-few-images`) without scores, `ConfigError` for a promise that was not
+    calibrated.
     """
 
     def __init__(
         self,
         surfaces: Sequence[str],
         attribute_names: Sequence[str],
-        neighbours: WhitenedNeighbours,
+        gates: Mapping[Promise, SurfaceGate],
         reader: AttributeReader,
-        calibration_scores: Array,
+        calibration_scores: Mapping[Promise, Array],
         settings: RouterSettings,
+        promise: Promise | None = None,
     ) -> None:
         self.surfaces = tuple(surfaces)
         self.attribute_names = tuple(attribute_names)
-        self.neighbours = neighbours
+        self.gates = dict(gates)
         self.reader = reader
         self.settings = settings
-        self.calibration_scores = np.sort(np.asarray(calibration_scores, dtype=np.float64))
+        self.calibration_scores = {
+            name: np.sort(np.asarray(scores, dtype=np.float64)) for name, scores in calibration_scores.items()
+        }
+        self.promise = promise or settings.promise
+        if self.promise not in self.gates:
+            raise ConfigError(
+                "bad-config",
+                f"found no {self.promise!r} promise in the router, expected one of {', '.join(self.gates)}; "
+                "train with router.copies above 0 to have both",
+            )
         self.calibrated = self._calibrate(settings.false_alarm_rate)
+
+    @property
+    def gate(self) -> SurfaceGate:
+        """The gate of conditions as they were, whatever the promise: similarity is measured there."""
+        return self.gates["plain"]
+
+    def promising(self, promise: Promise | None) -> SurfaceRouter:
+        """The same router under another promise; itself for None. Raises `ConfigError` for one not calibrated."""
+        if promise in (None, self.promise):
+            return self
+        return SurfaceRouter(
+            self.surfaces,
+            self.attribute_names,
+            self.gates,
+            self.reader,
+            self.calibration_scores,
+            self.settings,
+            promise,
+        )
 
     def threshold(self, false_alarm_rate: float | None = None) -> float:
         """The score above which an image is unseen, at another rate than the one of the settings if one is given.
@@ -135,14 +136,14 @@ class SurfaceRouter:
 
     def _calibrate(self, false_alarm_rate: float) -> Threshold:
         rule = ThresholdRule("false-alarm-rate", false_alarm_rate)
-        return choose_threshold(rule, self.calibration_scores, np.empty(0))
+        return choose_threshold(rule, self.calibration_scores[self.promise], np.empty(0))
 
     def route(self, features: NDArray[np.float32], threshold: float | None = None) -> Route:
         """Route one image by its features, [D] float32; `threshold` replaces the one of the settings."""
         if not np.isfinite(features).all():
             raise ValueError("features are not all finite: a comparison with them would call the image seen")
-        gate = self.neighbours if self.settings.score == "whitened-nn" else self.reader
-        distances = gate.distances(features)
+        scored = self.gates[self.promise] if self.settings.score == "whitened-nn" else self.reader
+        distances = scored.distances(features)
         order = np.argsort(distances, kind="stable")
         score = float(distances[order[0]])
         embedding = self.reader.read(features)
@@ -151,7 +152,7 @@ class SurfaceRouter:
             surface_margin=float(distances[order[1]]) - score if len(order) > 1 else None,
             unseen_score=score,
             unseen_threshold=self.calibrated.value if threshold is None else threshold,
-            unseen_p_value=conformal_p_value(self.calibration_scores, score),
+            unseen_p_value=conformal_p_value(self.calibration_scores[self.promise], score),
             class_embedding=tuple(float(value) for value in embedding.astype(np.float32)),
             attributes=words(embedding, self.attribute_names),
             nearest_surfaces=tuple(self.surfaces[k] for k in order[:_NUM_NEAREST]),
@@ -160,17 +161,18 @@ class SurfaceRouter:
 
     def tensors(self) -> dict[str, Tensor]:
         """All arrays by name, for a safetensors file."""
-        arrays: dict[str, NDArray[Any]] = {"calibration_scores": self.calibration_scores}
-        for prefix, part in (("neighbours", self.neighbours), ("reader", self.reader)):
-            arrays |= {f"{prefix}.{name}": getattr(part, name) for name in type(part).__slots__}
+        arrays: dict[str, NDArray[Any]] = {f"reader.{name}": getattr(self.reader, name) for name in _READER_FIELDS}
+        for promise, gate in self.gates.items():
+            arrays[f"{promise}.calibration_scores"] = self.calibration_scores[promise]
+            arrays |= {f"{promise}.{name}": getattr(gate, name) for name in _GATE_FIELDS}
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
     def meta(self) -> dict[str, Any]:
-        """What belongs beside the tensors and the settings, as plain JSON values; `threshold` is for the reader."""
+        """What belongs beside the tensors and the settings, as plain JSON values; `thresholds` are for the reader."""
         return {
             "surfaces": list(self.surfaces),
             "attribute_names": list(self.attribute_names),
-            "threshold": asdict(self.calibrated),
+            "thresholds": {promise: asdict(self.promising(promise).calibrated) for promise in self.gates},
         }
 
     @classmethod
@@ -178,28 +180,27 @@ class SurfaceRouter:
         cls, settings: RouterSettings, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> SurfaceRouter:
         """The inverse of `tensors` and `meta`: routes to the same bits. Raises `BundleError` (`damaged-bundle`)."""
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         try:
-            arrays = {name: tensors[name].numpy() for name in _TENSOR_NAMES}
-            surfaces, attribute_names = meta["surfaces"], meta["attribute_names"]
+            surfaces, attribute_names, promises = meta["surfaces"], meta["attribute_names"], tuple(meta["thresholds"])
+            reader = AttributeReader(*(arrays[f"reader.{name}"] for name in _READER_FIELDS))
+            gates = {
+                promise: SurfaceGate(*(arrays[f"{promise}.{name}"] for name in _GATE_FIELDS)) for promise in promises
+            }
+            scores = {promise: arrays[f"{promise}.calibration_scores"] for promise in promises}
         except KeyError as error:
             raise BundleError("damaged-bundle", f"router: found no {error}; train and save the bundle again") from None
-        neighbours = WhitenedNeighbours(*(arrays[f"neighbours.{name}"] for name in WhitenedNeighbours.__slots__))
-        reader = AttributeReader(*(arrays[f"reader.{name}"] for name in AttributeReader.__slots__))
-        expected = len(surfaces), len(surfaces), len(attribute_names)
-        found = len(neighbours.scales), *reader.class_embeddings.shape
+        expected = *(len(surfaces) for _ in gates), len(surfaces), len(attribute_names)
+        found = *(len(gate.scales) for gate in gates.values()), *reader.class_embeddings.shape
         if found != expected:
             raise BundleError("damaged-bundle", f"router: found tensors of sizes {found}, expected {expected}")
-        return cls(surfaces, attribute_names, neighbours, reader, arrays["calibration_scores"], settings)
+        return cls(surfaces, attribute_names, gates, reader, scores, settings)
+
+
+_READER_FIELDS, _GATE_FIELDS = AttributeReader.__slots__, SurfaceGate.__slots__
 
 
 def words(embedding: Array, names: Sequence[str]) -> tuple[str, ...]:
     """The attributes that stand out of a class embedding [A]: those of at least 0.625, the largest first."""
     order = np.argsort(-embedding, kind="stable")
     return tuple(names[index] for index in order if embedding[index] >= STANDS_OUT)
-
-
-_TENSOR_NAMES = (
-    "calibration_scores",
-    *(f"neighbours.{name}" for name in WhitenedNeighbours.__slots__),
-    *(f"reader.{name}" for name in AttributeReader.__slots__),
-)

@@ -1,6 +1,6 @@
 """A fitted router learns one more surface from a few images, or forgets one; everything else stays, to the bit.
 
-Nothing is trained: the new images join the gate under the projection that is there (`fit.add_surface`), the surface's
+Nothing is trained: the new images join the gate under the projection that is there (`SurfaceGate.with_surface`), the surface's
 class embedding is the mean of what Encoder-2 reads off them, and the threshold stays, so that its promise to the other
 surfaces does. Hence what enrolment can change for any other image:
 
@@ -13,15 +13,16 @@ Forgetting is the inverse: `retire(enrol(router, name, ...), name)` routes as `r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbdzsl.errors import BundleError, ConfigError, DataError
-from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter, WhitenedNeighbours
-from sbdzsl.sbad.fit import add_surface
+from sbdzsl.config import Promise
+from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter
+from sbdzsl.sbad.gate import SurfaceGate
 
 Features = NDArray[np.float32]
 
@@ -59,11 +60,13 @@ def enrol(
     features: Features,
     groups: Sequence[str] | None = None,
     class_embedding: Sequence[float] | None = None,
+    copies: Features | None = None,
 ) -> SurfaceRouter:
     """The router with one more surface, the last in order, from its images' `features` [n, D], n at least 2.
 
     `groups` (part or lot) name images that are not independent of each other. `class_embedding` [A] is a row of the
-    attribute table; without one it is the mean of a_hat over the images. Raises `BundleError` "surface-exists",
+    attribute table; without one it is the mean of a_hat over the images. `copies` [n, C, D], of the images under
+    changed conditions, are needed where the router has the envelope promise. Raises `BundleError` "surface-exists",
     `DataError` "too-few-images". What `largest_claim` finds is not looked at here.
     """
     require_new(router, surface)
@@ -71,6 +74,8 @@ def enrol(
         raise DataError(
             "too-few-images", f"surface {surface!r}: found {len(features)} images, expected 2 or more (20 are better)"
         )
+    if "envelope" in router.gates and copies is None:
+        raise ValueError("the router has the envelope promise: expected changed copies of the images")
     reader = router.reader
     if class_embedding is None:
         class_embedding = np.mean([reader.read(row) for row in features], axis=0).tolist()
@@ -79,7 +84,10 @@ def enrol(
     return _rebuilt(
         router,
         (*router.surfaces, surface),
-        add_surface(router.neighbours, features, groups),
+        {
+            promise: gate.with_surface(features, router.settings, groups, copies if promise == "envelope" else None)
+            for promise, gate in router.gates.items()
+        },
         replace(reader, class_embeddings=embeddings),
     )
 
@@ -98,7 +106,8 @@ def retire(router: SurfaceRouter, surface: str) -> SurfaceRouter:
     number = router.surfaces.index(surface)
     reader = replace(router.reader, class_embeddings=np.delete(router.reader.class_embeddings, number, axis=0))
     kept = tuple(name for name in router.surfaces if name != surface)
-    return _rebuilt(router, kept, router.neighbours.without_surface(number), reader)
+    gates = {promise: gate.without_surface(number) for promise, gate in router.gates.items()}
+    return _rebuilt(router, kept, gates, reader)
 
 
 def require_new(router: SurfaceRouter, surface: str) -> None:
@@ -121,8 +130,8 @@ def largest_claim(router: SurfaceRouter, features: Features, groups: Sequence[st
     routes = [router.route(row) for row in features]
     accepted = Counter(route.surface for route in routes if not route.is_unseen)
     surface = accepted.most_common(1)[0][0] if accepted else routes[0].surface
-    gate, names = router.neighbours, _independent(groups)
-    bank = gate.bank[gate.labels == router.surfaces.index(surface)]
+    gate, names = router.gate, _independent(groups)
+    bank = gate.images_of(router.surfaces.index(surface))
     new = np.stack([gate.project(row) for row in features])
     num_claimed = 0
     for route, image, name in zip(routes, new, names, strict=True):
@@ -147,7 +156,9 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
         )
 
 
-def num_recognised(router: SurfaceRouter, features: Features, groups: Sequence[str]) -> tuple[int, int]:
+def num_recognised(
+    router: SurfaceRouter, features: Features, groups: Sequence[str], copies: Features | None = None
+) -> tuple[int, int]:
     """How many images [n, D] a router that enrolled only the others accepts and names rightly, and of how many.
 
     A whole group is left out with its image. At most `MAX_LEFT_OUT` images are tried, spread over all; those whose
@@ -159,7 +170,8 @@ def num_recognised(router: SurfaceRouter, features: Features, groups: Sequence[s
         rest = names != names[i]
         if rest.sum() < 2:
             continue
-        route = enrol(router, "", features[rest], names[rest].tolist()).route(features[i])
+        kept = None if copies is None else copies[rest]
+        route = enrol(router, "", features[rest], names[rest].tolist(), copies=kept).route(features[i])
         tried += 1
         recognised += route.surface == "" and not route.is_unseen
     return recognised, tried
@@ -171,8 +183,14 @@ def _independent(groups: Sequence[str]) -> NDArray[np.str_]:
 
 
 def _rebuilt(
-    router: SurfaceRouter, surfaces: Sequence[str], neighbours: WhitenedNeighbours, reader: AttributeReader
+    router: SurfaceRouter, surfaces: Sequence[str], gates: Mapping[Promise, SurfaceGate], reader: AttributeReader
 ) -> SurfaceRouter:
     return SurfaceRouter(
-        surfaces, router.attribute_names, neighbours, reader, router.calibration_scores, router.settings
+        surfaces,
+        router.attribute_names,
+        gates,
+        reader,
+        router.calibration_scores,
+        router.settings,
+        router.promise,
     )

@@ -2,145 +2,94 @@
 
 Unseen surfaces have no way in; calibration images set the threshold and nothing else.
 
-Shapes: N training images, M calibration images, D features, P dimensions after projection, K seen surfaces.
+Shapes: N training images, M calibration images, C changed copies of each, D features, K seen surfaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sbdzsl.config import RouterSettings
+from sbdzsl.config import Promise, RouterSettings
 from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import AttributeTable
-from sbdzsl.sbad.ce_vae import learn_class_embeddings
-from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter, WhitenedNeighbours
-from sbdzsl.sbad.vaegan import train_encoder2
+from sbdzsl.sbad.ce_vae import LearnedEmbeddings
+from sbdzsl.sbad.decision import SurfaceRouter
+from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
-Array = NDArray[np.float64]
-Labels = NDArray[np.int64]
 
-# A surface's scale is this quantile of the distances between its own images, and as uncertain as `_SCALE_PRIOR` images.
-_SCALE_QUANTILE = 0.8
-_SCALE_PRIOR = 10.0
-# Spread below this share of the largest counts as none: it is rounding, and dividing by it would blow rounding up.
-_RELATIVE_FLOOR = 1e-6
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImages:
+    """Images as the backbone sees them: `features` [N, D] float32, with the name of each one's surface.
+
+    `groups` (part or lot) name images that are not independent of each other. `copies` [N, C, D] are features of the
+    same images under changed conditions (`conditions.py`); None where the envelope promise is not wanted.
+    """
+
+    features: Features
+    surfaces: Sequence[str]
+    groups: Sequence[str] | None = None
+    copies: Features | None = None
+
+    def __post_init__(self) -> None:
+        parts = (self.surfaces, self.groups, self.copies)
+        if any(part is not None and len(part) != len(self.features) for part in parts):
+            raise ValueError(f"{len(self.features)} features need as many surfaces, groups and copies")
+
+
+def joined(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:
+    """Images of several surfaces as one; without groups or copies where a part has none."""
+    groups = [part.groups for part in parts if part.groups is not None]
+    copies = [part.copies for part in parts if part.copies is not None]
+    return EmbeddedImages(
+        np.concatenate([part.features for part in parts]),
+        [surface for part in parts for surface in part.surfaces],
+        [group for part in groups for group in part] if len(groups) == len(parts) else None,
+        np.concatenate(copies) if len(copies) == len(parts) else None,
+    )
 
 
 def fit_router(
-    features: Features,
-    surfaces: Sequence[str],
-    calibration_features: Features,
-    calibration_surfaces: Sequence[str],
+    train: EmbeddedImages,
+    calibration: EmbeddedImages,
     attributes: AttributeTable,
     settings: RouterSettings,
     seed: int,
-    groups: Sequence[str] | None = None,
+    observe: Callable[[LearnedEmbeddings], object] | None = None,
 ) -> SurfaceRouter:
-    """Fit both scores and the class-embedding reader on training images, the threshold on calibration images.
+    """Fit gates and class-embedding reader on training images, thresholds on calibration images.
 
-    `features` [N, D] and `calibration_features` [M, D] float32, with one surface name each; `groups` (part or lot)
-    name training images that are not independent of each other: a surface's scale is then measured between groups.
+    The envelope promise needs copies of both: extreme ones of the training images, and of each calibration image one
+    under conditions drawn evenly, which is what the promise is about; more than one would count an image twice.
+    `observe` is given what the CE-VAE learnt, if there was one.
     The same arguments give the same bytes on the same machine. Raises `DataError`: `too-few-images` where a
     surface has fewer than two training images or there is no calibration image, `bad-attributes` where the table lacks
     a surface, `bad-manifest` where a calibration image is of no training surface; `TrainingError` (`not-finite`).
     """
-    names = sorted({str(surface) for surface in surfaces})
-    _check_counts(names, surfaces, calibration_surfaces)
-    if len(features) != len(surfaces) or len(calibration_features) != len(calibration_surfaces):
-        raise ValueError("features and surfaces must have the same length")
-    labels = np.array([names.index(surface) for surface in surfaces], dtype=np.int64)
+    names = sorted({str(surface) for surface in train.surfaces})
+    _check_counts(names, train.surfaces, calibration.surfaces)
+    labels = np.array([names.index(surface) for surface in train.surfaces], dtype=np.int64)
     real_ce = attributes.matrix(names)
-    neighbours = fit_neighbours(features, labels, settings, groups)
-    reader = fit_reader(features, labels, real_ce, settings, seed)
-    gate = neighbours if settings.score == "whitened-nn" else reader
-    scores = np.array([gate.distances(row).min() for row in calibration_features])
-    return SurfaceRouter(names, attributes.names, neighbours, reader, scores, settings)
-
-
-def fit_neighbours(
-    features: Features, labels: Labels, settings: RouterSettings, groups: Sequence[str] | None = None
-) -> WhitenedNeighbours:
-    """z-score, PCA to `pca_dims`, whitening by the shrunk within-class covariance, scale of each surface.
-
-    `features` [N, D], `labels` [N] in 0..K-1, each at least twice.
-    """
-    x = features.astype(np.float64)
-    centre, spread = x.mean(axis=0), x.std(axis=0)
-    varies = spread > _RELATIVE_FLOOR * (np.abs(centre) + 1)
-    inverse_spread = np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)
-    z = (x - centre) * inverse_spread
-    axes = _principal_axes(z, settings.pca_dims)
-    whitening = _whitening(z @ axes, labels, settings.shrinkage)
-    # Rounded to what is stored, so that a loaded router gives the same bits.
-    projection = (inverse_spread[:, None] * (axes @ whitening)).astype(np.float32)
-    bank = ((x - centre.astype(np.float32)) @ projection.astype(np.float64)).astype(np.float32)
-    scales = _surface_scales(bank.astype(np.float64), labels, groups)
-    return WhitenedNeighbours(centre.astype(np.float32), projection, bank, labels, scales.astype(np.float32))
-
-
-def add_surface(
-    neighbours: WhitenedNeighbours, features: Features, groups: Sequence[str] | None = None
-) -> WhitenedNeighbours:
-    """The gate with one more surface, numbered last, by its images `features` [n, D], n at least 2.
-
-    Centre, projection and all that it knew stay as they are, to the bit. The scale is the surface's own, shrunk by 10
-    images' weight towards what the others' mean would be, had they n images: fewer images lie farther apart.
-    """
-    bank = np.stack([neighbours.project(row) for row in features]).astype(np.float32)
-    own = _nearest_apart(bank.astype(np.float64), _group_numbers(np.zeros(len(bank), dtype=np.int64), groups))
-    pooled = float(neighbours.scales.mean()) * _thinning(neighbours, len(bank))
-    return replace(
-        neighbours,
-        bank=np.concatenate([neighbours.bank, bank]),
-        labels=np.concatenate([neighbours.labels, np.full(len(bank), len(neighbours.scales))]),
-        scales=np.append(neighbours.scales, np.float32(_shrunk_scale(own, pooled))),
-    )
-
-
-def _thinning(neighbours: WhitenedNeighbours, num_images: int) -> float:
-    """How many times farther apart the known surfaces' images lie where each has `num_images` at most; 1 or more."""
-    full: list[Array] = []
-    thinned: list[Array] = []
-    for surface in range(len(neighbours.scales)):
-        bank = neighbours.bank[neighbours.labels == surface].astype(np.float64)
-        kept = np.linspace(0, len(bank) - 1, min(num_images, len(bank))).round().astype(int)
-        for images, distances in ((bank, full), (bank[kept], thinned)):
-            distances.append(_nearest_apart(images, np.arange(len(images))))
-    wide, close = (float(np.quantile(np.concatenate(distances), _SCALE_QUANTILE)) for distances in (thinned, full))
-    return max(wide / close, 1.0) if close > 0 else 1.0
-
-
-def fit_reader(
-    features: Features, labels: Labels, real_ce: Features, settings: RouterSettings, seed: int
-) -> AttributeReader:
-    """The paper's two trainings: CE-VAE for the learned CE, then VAEGAN for Encoder-2.
-
-    `features` [N, D], `labels` [N] in 0..K-1, `real_ce` [K, A].
-    """
-    low = features.min(axis=0)
-    span = features.max(axis=0) - low
-    span = np.where(span > _RELATIVE_FLOOR * (np.abs(low) + 1), span, 1).astype(np.float32)
-    x = torch.from_numpy((features - low) / span)
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.from_numpy(labels)
-    learned = learn_class_embeddings(x, targets, torch.from_numpy(real_ce), settings, generator)
-    encoder2 = train_encoder2(x, targets, learned, settings, generator)
-    with torch.no_grad():
-        return AttributeReader(
-            low,
-            span,
-            encoder2.hidden.weight.numpy(),
-            encoder2.hidden.bias.numpy(),
-            encoder2.output.weight.numpy(),
-            encoder2.output.bias.numpy(),
-            learned.numpy(),
-        )
+    held_out: dict[Promise, Features] = {"plain": calibration.features}
+    gates = {"plain": fit_gate(train.features, labels, settings, train.groups)}
+    if train.copies is not None and calibration.copies is not None:
+        held_out["envelope"] = calibration.copies[:, 0]
+        gates["envelope"] = fit_gate(train.features, labels, settings, train.groups, train.copies)
+    reading = fit_reading(train.features, labels, real_ce, settings, seed)
+    if observe is not None and reading.learnt is not None:
+        observe(reading.learnt)
+    reader = reading.reader()
+    scores = {}
+    for promise, features in held_out.items():
+        gate = gates[promise] if settings.score == "whitened-nn" else reader
+        scores[promise] = np.array([gate.distances(row).min() for row in features])
+    return SurfaceRouter(names, attributes.names, gates, reader, scores, settings)
 
 
 def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_surfaces: Sequence[str]) -> None:
@@ -164,65 +113,3 @@ def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_sur
             "found no calibration image of any surface, expected held-out images that set the threshold; "
             "add images or a validation share",
         )
-
-
-def _principal_axes(z: Array, dims: int) -> Array:
-    """[N, D] centred -> [D, P]: the directions of largest variance, P <= dims as far as the data carry them."""
-    _, strengths, axes = np.linalg.svd(z, full_matrices=False)
-    carried = int((strengths > _RELATIVE_FLOOR * strengths[0]).sum()) if strengths[0] > 0 else 0
-    return axes[: max(1, min(dims, carried))].T
-
-
-def _whitening(projected: Array, labels: Labels, shrinkage: float) -> Array:
-    """[N, P] -> [P, P]: turns the covariance within surfaces, shrunk towards a multiple of the identity, into I."""
-    deviations = projected.copy()
-    for surface in range(labels.max() + 1):
-        deviations[labels == surface] -= projected[labels == surface].mean(axis=0)
-    freedom = max(len(projected) - (labels.max() + 1), 1)
-    covariance = deviations.T @ deviations / freedom
-    dims = len(covariance)
-    typical = float(np.trace(covariance)) / dims
-    if typical == 0:  # all images of each surface are alike: there is no spread to whiten
-        return np.eye(dims)
-    covariance = (1 - shrinkage) * covariance + shrinkage * typical * np.eye(dims)
-    variances, directions = np.linalg.eigh(covariance)
-    floor = max(_RELATIVE_FLOOR * variances[-1], np.finfo(np.float64).tiny)
-    return directions / np.sqrt(np.maximum(variances, floor))
-
-
-def _surface_scales(bank: Array, labels: Labels, groups: Sequence[str] | None) -> Array:
-    """[K]: 80 % quantile of the distances of a surface's images to their nearest of another image, or group.
-
-    Shrunk by 10 images' weight towards the scale over all surfaces, which also stands in for a surface with one group.
-    If no surface has two groups, groups say nothing and images are taken for independent.
-    """
-    numbers = _group_numbers(labels, groups)
-    per_surface = [
-        _nearest_apart(bank[labels == surface], numbers[labels == surface]) for surface in range(labels.max() + 1)
-    ]
-    pooled = float(np.quantile(np.concatenate(per_surface), _SCALE_QUANTILE))
-    return np.array([_shrunk_scale(nearest, pooled) for nearest in per_surface])
-
-
-def _group_numbers(labels: Labels, groups: Sequence[str] | None) -> Labels:
-    """[N]: a number for each group; for each image where there are no groups, or no surface has two."""
-    if groups is not None:
-        numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
-        if any(len(np.unique(numbers[labels == surface])) > 1 for surface in np.unique(labels)):
-            return numbers
-    return np.arange(len(labels))
-
-
-def _nearest_apart(own: Array, groups: Labels) -> Array:
-    """Distance of each image of one surface [n, P] to the nearest of another group, for those where there is one."""
-    apart = np.stack([np.linalg.norm(own - row, axis=1) for row in own])
-    apart[groups[:, None] == groups[None, :]] = np.inf
-    nearest = apart.min(axis=1)
-    return nearest[np.isfinite(nearest)]
-
-
-def _shrunk_scale(nearest: Array, pooled: float) -> float:
-    own = float(np.quantile(nearest, _SCALE_QUANTILE)) if len(nearest) else pooled
-    scale = (len(nearest) * own + _SCALE_PRIOR * pooled) / (len(nearest) + _SCALE_PRIOR)
-    # Images that are all alike have no spread; any positive scale then calls every other image far away.
-    return max(scale, float(np.finfo(np.float32).eps))

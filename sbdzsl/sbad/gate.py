@@ -7,8 +7,9 @@ Shapes: N training images, C changed copies of each, D features, P dimensions af
    n images about their mean. A cast surface may vary in light and a woven one in scale; neither lends it to the other.
 3. d_k: distance to the nearest image of the surface under its own covariance. One neighbour and not the third, since a
    surface's images come in small groups (one light, one lot).
-4. z_k = (log d_k - m_k) / s_k, where m_k and s_k are mean and deviation of log d_k over the surface's own images, each
-   left out in turn with its group. Surfaces that vary much and little then share one threshold.
+4. (d_k / m_k) ^ (s / s_k), where log m_k and s_k are mean and deviation of log d_k over the surface's own images, each
+   left out in turn with its group, and s is the usual s_k. An image of the surface has about 1, and surfaces that vary
+   much and little share one threshold.
 
 With changed copies (`conditions.py`) the same is done under the promise that conditions change: their scatter widens
 both covariances, they join the bank, and they are left out like images. Arithmetic is float64 without BLAS where an
@@ -31,7 +32,7 @@ Labels = NDArray[np.int64]
 
 # Weight of the copies' scatter in the mean covariance and in a surface's own.
 _COPIES_POOLED, _COPIES_OWN = 0.3, 1.0
-# Log distances: a surface's mean is as uncertain as so many images', its deviation as so many.
+# So many images' weight draws the mean of a surface's log distances, and their variance, towards the usual ones.
 _MEAN_PRIOR, _DEVIATION_PRIOR = 5.0, 150.0
 # Left-out distances of a surface whose images are all alike have no spread; 5 % is what any camera's noise gives.
 _MIN_DEVIATION = 0.05
@@ -47,7 +48,7 @@ class SurfaceGate:
 
     `centre` [D] and `projection` [D, P] are z-score, PCA and pooled whitening in one; `own` [K, P, P] whitens by a
     surface's own covariance; `bank` [M, P] holds the projected images and copies, whitened by their own surface;
-    `labels` [M] int64 are their surfaces; `log_means` and `log_deviations` [K] are m and s.
+    `labels` [M] int64 are their surfaces. `scales` [K] are m, `exponents` [K] are s / s_k, and `spread` is s, a scalar.
     """
 
     centre: Stored
@@ -55,20 +56,26 @@ class SurfaceGate:
     own: Stored
     bank: Stored
     labels: Labels
-    log_means: Stored
-    log_deviations: Stored
+    scales: Stored
+    exponents: Stored
+    spread: Stored
 
     def project(self, features: Stored) -> Array:
         """[D] -> [P], before any surface's own whitening."""
         return np.einsum("d,dp->p", features.astype(np.float64) - self.centre, self.projection.astype(np.float64))
 
     def distances(self, features: Stored) -> Array:
-        """[D] -> z [K], in deviations: about 0 for an image of the surface, large for a stranger; may be negative."""
+        """[D] -> [K]: how far the image is from each surface; about 1 for one of its own, more for a stranger."""
         whitened = np.einsum("p,kpq->kq", self.project(features), self.own.astype(np.float64))
         squared = np.square(self.bank - whitened[self.labels]).sum(axis=1)
-        nearest = np.full(len(self.log_means), np.inf)
+        nearest = np.full(len(self.scales), np.inf)
         np.minimum.at(nearest, self.labels, squared)
-        return (_log(np.sqrt(nearest)) - self.log_means) / self.log_deviations
+        return np.asarray((np.sqrt(nearest) / self.scales) ** self.exponents.astype(np.float64))
+
+    def images_of(self, number: int) -> Array:
+        """Images and copies of surface `number` as `project` gives them, [n (1 + C), P], up to rounding."""
+        bank = self.bank[self.labels == number].astype(np.float64)
+        return np.asarray(np.linalg.solve(self.own[number].T.astype(np.float64), bank.T).T)
 
     def with_surface(
         self,
@@ -87,9 +94,8 @@ class SurfaceGate:
         )
         numbers = group_numbers(np.zeros(len(features), dtype=np.int64), groups)
         left_out = _left_out(images, numbers, settings.own_prior)
-        mean, deviation = _shrunk(
-            left_out, float(self.log_means.mean()), float(np.square(self.log_deviations).mean()) ** 0.5
-        )
+        usual = float(np.log(self.scales.astype(np.float64)).mean()), float(self.spread)
+        scale, exponent = _scale_and_exponent(left_out, *usual)
         own = _own_whitening(images, settings.own_prior)
         bank = images.all() @ own.astype(np.float64)
         return replace(
@@ -97,8 +103,8 @@ class SurfaceGate:
             own=np.concatenate([self.own, own[None]]),
             bank=np.concatenate([self.bank, bank.astype(np.float32)]),
             labels=np.concatenate([self.labels, np.full(len(bank), len(self.own))]),
-            log_means=np.append(self.log_means, np.float32(mean)),
-            log_deviations=np.append(self.log_deviations, np.float32(deviation)),
+            scales=np.append(self.scales, np.float32(scale)),
+            exponents=np.append(self.exponents, np.float32(exponent)),
         )
 
     def without_surface(self, number: int) -> SurfaceGate:
@@ -110,8 +116,8 @@ class SurfaceGate:
             own=np.delete(self.own, number, axis=0),
             bank=self.bank[kept],
             labels=labels - (labels > number),
-            log_means=np.delete(self.log_means, number),
-            log_deviations=np.delete(self.log_deviations, number),
+            scales=np.delete(self.scales, number),
+            exponents=np.delete(self.exponents, number),
         )
 
 
@@ -153,41 +159,38 @@ def fit_gate(
     `copies` [N, C, D], features of changed copies, the gate holds for changing conditions.
     """
     x = features.astype(np.float64)
-    centre, spread = x.mean(axis=0), x.std(axis=0)
+    centre, spread = x.mean(axis=0).astype(np.float32), x.std(axis=0)
     varies = spread > RELATIVE_FLOOR * (np.abs(centre) + 1)
     inverse_spread = np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)
-    axes = _principal_axes((x - centre) * inverse_spread, settings.pca_dims)
-    scaled_axes = inverse_spread[:, None] * axes
+    axes = inverse_spread[:, None] * _principal_axes((x - centre) * inverse_spread, settings.pca_dims)
 
-    def projected(scale: Array) -> _Images:
-        moved = None if copies is None else (copies - centre) @ scale
-        return _Images((x - centre) @ scale, moved)
+    def projected(projection: Array) -> _Images:
+        return _Images((x - centre) @ projection, None if copies is None else (copies - centre) @ projection)
 
-    images = projected(scaled_axes)
+    images = projected(axes)
     covariance = _within(images.plain, labels) + _COPIES_POOLED * images.changes()
-    projection = (scaled_axes @ _inverse_root(covariance, settings.shrinkage)).astype(np.float32)
-    # From what is stored, so that a loaded gate gives the same bits.
+    # Rounded to what is stored, so that a loaded gate gives the same bits.
+    projection = (axes @ _inverse_root(covariance, settings.shrinkage)).astype(np.float32)
     images = projected(projection.astype(np.float64))
     numbers = group_numbers(labels, groups)
-    of_surface = [labels == surface for surface in range(labels.max() + 1)]
-    per_surface = [images.only(chosen) for chosen in of_surface]
-    left_out = [
-        _left_out(own, numbers[chosen], settings.own_prior)
-        for own, chosen in zip(per_surface, of_surface, strict=True)
-    ]
+    chosen = [labels == surface for surface in range(labels.max() + 1)]
+    surfaces = [images.only(own) for own in chosen]
+    left_out = [_left_out(one, numbers[own], settings.own_prior) for one, own in zip(surfaces, chosen, strict=True)]
     known = [logs for logs in left_out if len(logs)]
-    typical = float(np.mean([logs.mean() for logs in known])), float(np.mean([logs.var() for logs in known])) ** 0.5
-    statistics = np.array([_shrunk(logs, *typical) for logs in left_out], dtype=np.float32)
-    own = [_own_whitening(one, settings.own_prior) for one in per_surface]
-    banks = [one.all() @ metric.astype(np.float64) for one, metric in zip(per_surface, own, strict=True)]
+    mean = float(np.mean([logs.mean() for logs in known]))
+    deviation = max(float(np.mean([logs.var() for logs in known])) ** 0.5, _MIN_DEVIATION)
+    scales, exponents = np.array([_scale_and_exponent(logs, mean, deviation) for logs in left_out]).T
+    own = [_own_whitening(one, settings.own_prior) for one in surfaces]
+    banks = [one.all() @ metric.astype(np.float64) for one, metric in zip(surfaces, own, strict=True)]
     return SurfaceGate(
-        centre=centre.astype(np.float32),
+        centre=centre,
         projection=projection,
         own=np.stack(own),
         bank=np.concatenate(banks).astype(np.float32),
         labels=np.repeat(np.arange(len(banks)), [len(bank) for bank in banks]),
-        log_means=statistics[:, 0],
-        log_deviations=statistics[:, 1],
+        scales=scales.astype(np.float32),
+        exponents=exponents.astype(np.float32),
+        spread=np.array(deviation, dtype=np.float32),
     )
 
 
@@ -201,7 +204,7 @@ def group_numbers(labels: Labels, groups: Sequence[str] | None) -> Labels:
 
 
 def _left_out(images: _Images, numbers: Labels, prior: float) -> Array:
-    """Log distances of one surface's images and copies to what is left when their fold is taken out; none for one group."""
+    """Log distances of a surface's images and copies to what is left when their fold is out; none for one group."""
     drawn = np.random.default_rng(0).permutation(np.unique(numbers))
     folds = min(_FOLDS, len(drawn))
     logs = []
@@ -211,7 +214,7 @@ def _left_out(images: _Images, numbers: Labels, prior: float) -> Array:
         metric = _own_whitening(rest, prior).astype(np.float64)
         bank, queries = rest.all() @ metric, images.only(out).all() @ metric
         apart = np.stack([np.linalg.norm(bank - query, axis=1).min() for query in queries])
-        logs.append(_log(apart))
+        logs.append(np.log(np.maximum(apart, _MIN_DISTANCE)))
     return np.concatenate(logs) if logs else np.empty(0)
 
 
@@ -224,17 +227,13 @@ def _own_whitening(images: _Images, prior: float) -> Stored:
     return np.asarray(directions / np.sqrt(variances), dtype=np.float32)
 
 
-def _shrunk(logs: Array, mean: float, deviation: float) -> tuple[float, float]:
-    """Mean and deviation of a surface's log distances, shrunk towards those over all surfaces."""
+def _scale_and_exponent(logs: Array, mean: float, deviation: float) -> tuple[float, float]:
+    """m_k and s / s_k from a surface's log distances, their mean and variance shrunk towards those of all surfaces."""
     number = len(logs)
     own_mean, own_variance = (float(logs.mean()), float(logs.var())) if number else (mean, deviation**2)
     shrunk_mean = (number * own_mean + _MEAN_PRIOR * mean) / (number + _MEAN_PRIOR)
     variance = (number * own_variance + _DEVIATION_PRIOR * deviation**2) / (number + _DEVIATION_PRIOR)
-    return shrunk_mean, max(variance**0.5, _MIN_DEVIATION)
-
-
-def _log(distances: Array) -> Array:
-    return np.asarray(np.log(np.maximum(distances, _MIN_DISTANCE)))
+    return float(np.exp(shrunk_mean)), deviation / max(variance**0.5, _MIN_DEVIATION)
 
 
 def _principal_axes(z: Array, dims: int) -> Array:

@@ -1,4 +1,4 @@
-"""The paper's tables on the data at hand. Table 6 of Cheng and Yeh (2023): the detector alone on four data sets.
+"""Table 6 of Cheng and Yeh (2023): the detector alone on four data sets.
 
 Each data set that is found is trained and tested as published: one detector a class of DAGM, three folds by item on
 KolektorSDD, the official test set elsewhere where the copy has it. No router is needed. Where the published figures
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from sbdzsl import datasets, lake
+from sbdzsl import datasets
 from sbdzsl.config import TrainSettings
-from sbdzsl.datasets.layout import list_entries
 from sbdzsl.datasets.sample import Sample, samples_to_table
 from sbdzsl.detector_figures import SurfaceScores, mean_figures, pooled_figures, score_samples, surface_figures
 from sbdzsl.errors import ConfigError, DataError
+from sbdzsl.reproduce.sources import find
 from sbdzsl.training import load_surface, train_detector, training_samples
 
 Report = Callable[[str], None]
@@ -82,26 +82,6 @@ def table6(
         runs = [_run(one, found[one.name], settings, seed, device, report) for seed in seeds]
         sets.append(row | {"folder": found[one.name], "runs": runs})
     return {"table": "table6", "data": data, "settings": settings.model_dump(), "sets": sets}
-
-
-def find(adapter: str, data: str) -> str | None:
-    """The folder in which `adapter` finds most images, of `data` and those directly below; None if it finds none.
-
-    Of equals the one below. An adapter that this version does not have finds nothing. Raises `DataError` for a data
-    set that is there but damaged.
-    """
-    scan = datasets.ADAPTERS.get(adapter)
-    if scan is None:
-        return None
-    below = sorted({entry.folders[0] for entry in list_entries(data) if entry.folders})
-    num_images: dict[str, int] = {}
-    for folder in (*(lake.join(data, name) for name in below), data):
-        try:
-            num_images[folder] = len(scan(folder, None))
-        except DataError as error:
-            if error.code != "bad-layout":
-                raise
-    return max(num_images, key=lambda folder: num_images[folder], default=None)
 
 
 def _run(one: DataSet, folder: str, settings: TrainSettings, seed: int, device: str, report: Report) -> dict[str, Any]:
