@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from sbdzsl import __version__, lake
 from sbdzsl.calibration import Platt, Threshold, choose_threshold
-from sbdzsl.config import DetectorSettings, ThresholdRule, TrainSettings, parse
+from sbdzsl.config import DetectorSettings, Promise, ThresholdRule, TrainSettings, parse
 from sbdzsl.errors import BundleError, LakeError
 from sbdzsl.metrics import average_precision
 from sbdzsl.robustness import Robustness
@@ -125,8 +125,8 @@ def save(
     return load(url)
 
 
-def load(url: str, device: str = "cpu") -> Bundle:
-    """Read and verify a bundle.
+def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundle:
+    """Read and verify a bundle; `promise` puts another one than the settings' in force in its router.
 
     Raises `BundleError`: "no-bundle", "wrong-version", "damaged-bundle" (a file is missing or not what the card says).
     """
@@ -146,10 +146,11 @@ def load(url: str, device: str = "cpu") -> Bundle:
             surface: _load_detector(entry, tensors[_detector_file(surface)], device)
             for surface, entry in card["detectors"].items()
         }
+        router = SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"])
         return Bundle(
             settings=settings,
             backbone=restore_backbone(card["backbone"], tensors["backbone.safetensors"]),
-            router=SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"]),
+            router=router.promising(promise),
             detectors=detectors,
             card=card,
             digest=_digest(card),

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
 from sbdzsl.bundle import Bundle, SurfaceDetector
@@ -95,7 +93,7 @@ def enrol(
         "claim": asdict(claim),
         "left_one_out": {"recognised": recognised, "of": left_out},
         "class_embedding": "read off the images" if row is None else "attribute table",
-        "threshold": f"the parent's: {len(router.calibration_scores["plain"])} held-out images of the other surfaces",
+        "threshold": f"the parent's: {len(router.calibration_scores['plain'])} held-out images of the other surfaces",
         "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
         "seed": seed,
     }

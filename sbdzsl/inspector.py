@@ -20,7 +20,7 @@ from sbdzsl import image as images
 from sbdzsl import lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import Threshold
-from sbdzsl.config import ImageSettings, Promise, ThresholdRule
+from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, LakeError
 from sbdzsl.graphs import GraphEngine, GraphTrunk, trunk_graph
 from sbdzsl.image import Image
@@ -60,9 +60,8 @@ class Inspector:
     """Judges images with one bundle. Not thread-safe: give each thread its own.
 
     `policy` overrides the threshold policy of every surface's detector, `max_memory_mb` the ceiling of every one's
-    settings, `promise` the router's. `runtime` runs the nets: other than "torch", on the CPU only, by as many threads as PyTorch would use.
-    Raises `DataError` where a surface lacks the held-out images that the policy needs, `ConfigError` for a promise that
-    the bundle was not trained for, a runtime that
+    settings. `runtime` runs the nets: other than "torch", on the CPU only, by as many threads as PyTorch would use.
+    Raises `DataError` where a surface lacks the held-out images that the policy needs, `ConfigError` for a runtime that
     is not installed ("missing-extra") or a device that it does not run on.
     """
 
@@ -73,11 +72,9 @@ class Inspector:
         device: str = "cpu",
         max_memory_mb: float | None = None,
         runtime: Runtime = "torch",
-        promise: Promise | None = None,
     ) -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
         self.bundle = bundle
-        self._router = bundle.router.promising(promise)
         self._max_memory_mb = max_memory_mb
         self._detectors = {surface: entry.detector for surface, entry in bundle.detectors.items()}
         statistics = None
@@ -135,7 +132,7 @@ class Inspector:
 
     def route(self, grey: NDArray[np.float32]) -> Route:
         """SBAD's answer on a grey image, `float32 [H, W]`, black 0, white 1."""
-        return self._router.route(self._embedder.embed(grey))
+        return self.bundle.router.route(self._embedder.embed(grey))
 
     def detect(self, grey: NDArray[np.float32], surface: str) -> tuple[Detection, DefectMap]:
         """SBDD's answer on a grey image, taken for an image of `surface`, and the map it rests on.

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
@@ -28,8 +27,8 @@ from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
-from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.conditions import changed_copies
+from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages, fit_router, joined
 from sbdzsl.sbdd.curves import curves_png

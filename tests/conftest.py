@@ -20,7 +20,7 @@ UNSEEN = "woven_fabric"
 
 #: Small enough to train in seconds. Detectors begin with learnt weights, so that each finds something.
 SMALL = TrainSettings(
-    router=RouterSettings(ce_vae_steps=60, vaegan_steps=20, hidden=32),
+    router=RouterSettings(ce_vae_steps=60, vaegan_steps=20, hidden=32, copies=2),
     detector=DetectorSettings(epochs=4),
 )
 

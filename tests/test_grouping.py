@@ -39,7 +39,7 @@ def test_alike_points_are_one_group_and_the_middle_one_comes_first() -> None:
 
 
 def test_the_usual_distance_is_that_of_the_known_surfaces_pairs(trained: Trained) -> None:
-    gate = trained.bundle.router.neighbours
+    gate = trained.bundle.router.gate
     quantiles = []
     for surface in range(3):
         bank = gate.bank[gate.labels == surface].astype(np.float64)
@@ -78,7 +78,7 @@ def test_groups_hold_one_surface_each_and_known_images_are_left_out(
 
 
 def test_a_group_names_the_one_most_like_it(found: Grouping, two_seen: Bundle) -> None:
-    gate, embedder = two_seen.router.neighbours, Embedder(two_seen.backbone, two_seen.settings.router)
+    gate, embedder = two_seen.router.gate, Embedder(two_seen.backbone, two_seen.settings.router)
     means = {}
     for group in found.groups:
         loaded = [load_image("", m.sample.uri, two_seen.settings.image, m.sample.bit_depth) for m in group.members]

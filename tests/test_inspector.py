@@ -153,7 +153,7 @@ def test_the_p_value_is_the_rank_among_calibration_images(trained: Trained) -> N
     verdict = Inspector(trained.bundle).judge(row["image_id"], row["uri"])
     assert verdict.unseen_p_value is not None
     assert verdict.unseen_score is not None
-    expected = conformal_p_value(trained.bundle.router.calibration_scores, verdict.unseen_score)
+    expected = conformal_p_value(trained.bundle.router.calibration_scores["plain"], verdict.unseen_score)
     assert verdict.unseen_p_value == pytest.approx(expected)
 
 

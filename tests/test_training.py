@@ -35,7 +35,7 @@ def test_an_unreadable_training_image_is_reported_and_left_out(trained: Trained,
     assert data.skipped == (str(broken),)
     assert len(lines) == 1
     assert "unsupported-format" in lines[0]
-    assert len(data.train) == len(data.train_features) == len(data.train_groups)
+    assert len(data.train) == len(data.train_embedded.features) == len(data.train_embedded.groups or ())
 
 
 def test_naming_an_unknown_unseen_surface_is_an_error(trained: Trained, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from sbdzsl.cli.options import (
     Manifests,
     MaxMemory,
     Policy,
+    PromiseName,
     RuntimeName,
     Seed,
     percent,
@@ -118,6 +119,7 @@ def evaluate(
         bool, typer.Option("--robustness", help="Also under changed light, blur, noise and shift: 16 times the work.")
     ] = False,
     policy: Policy = None,
+    promise: PromiseName = None,
     device: Device = "cpu",
     runtime: RuntimeName = "torch",
     max_memory_mb: MaxMemory = None,
@@ -126,7 +128,7 @@ def evaluate(
     from sbdzsl import bundle as bundles
     from sbdzsl import evaluation
 
-    loaded = bundles.load(bundle, device)
+    loaded = bundles.load(bundle, device, promise)
     manifests = lake.read_manifests(manifest)
     found = evaluation.evaluate(
         loaded,
@@ -211,6 +213,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     overlay: Annotated[str | None, typer.Option(help="Folder for one overlay PNG an image.")] = None,
     policy: Policy = None,
+    promise: PromiseName = None,
     device: Device = "cpu",
     runtime: RuntimeName = "torch",
     max_memory_mb: MaxMemory = None,
@@ -220,7 +223,7 @@ def inspect(
     from sbdzsl.inspector import Inspector, load_image
     from sbdzsl.report import gallery
 
-    inspector = Inspector(bundles.load(bundle, device), policy, device, max_memory_mb, runtime)
+    inspector = Inspector(bundles.load(bundle, device, promise), policy, device, max_memory_mb, runtime)
     for given in images:
         uri = lake.absolute_url(given)
         loaded = load_image(lake.image_id(uri, ""), uri, inspector.bundle.settings.image)
@@ -244,6 +247,7 @@ def audit(
     manifest: Annotated[str | None, typer.Option(help="Manifest (Parquet) in place of --lake.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
     policy: Policy = None,
+    promise: PromiseName = None,
     runtime: RuntimeName = "torch",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
@@ -260,6 +264,7 @@ def audit(
         manifest_uri=manifest,
         settings=config.load(config.AuditSettings, config_file),
         policy=policy,
+        promise=promise,
         runtime=runtime,
         address=address,
         report=lambda line: stdout.print(line, markup=False),

@@ -26,6 +26,13 @@ Policy = Annotated[
         help=f"Threshold policy: {config.POLICY_FORMS}; the bundle's own if not given.",
     ),
 ]
+PromiseName = Annotated[
+    config.Promise | None,
+    typer.Option(
+        "--promise",
+        help="What the router's false-alarm rate holds for: conditions as they were (plain) or changed (envelope).",
+    ),
+]
 Device = Annotated[str, typer.Option(help="Device of the nets: cpu, cuda, cuda:1 ...")]
 RuntimeName = Annotated[Runtime, typer.Option("--runtime", help="What runs the nets; others than torch on the CPU.")]
 MaxMemory = Annotated[

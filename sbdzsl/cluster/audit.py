@@ -29,7 +29,7 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.ledger import ImageRef, Plan, Reconciliation
 from sbdzsl.cluster.session import require_placeable, session, total_cpus
-from sbdzsl.config import AuditSettings, ThresholdRule
+from sbdzsl.config import AuditSettings, Promise, ThresholdRule
 from sbdzsl.errors import AuditError, ConfigError
 from sbdzsl.inspector import Inspector, Loaded, load_image
 from sbdzsl.report.gallery import gallery_image
@@ -61,6 +61,7 @@ def run_audit(
     address: str | None = None,
     report: Report = print,
     runtime: Runtime = "torch",
+    promise: Promise | None = None,
 ) -> AuditResult:
     """Judge every image of a lake (or of a manifest) and write parts, manifest and report below `out`.
 
@@ -70,7 +71,7 @@ def run_audit(
     settings = settings or AuditSettings()
     started = datetime.now(timezone.utc)
     bundle_url, out = lake.absolute_url(bundle_url), lake.absolute_url(out)
-    bundle = bundles.load(bundle_url)
+    bundle = bundles.load(bundle_url, promise=promise)
     if runtime != "torch" and settings.gpus_per_actor:
         raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
     # Made first: what cannot be run here is said before any work, and the gallery needs it in the end.
@@ -187,12 +188,14 @@ def _plan(
     asked = None if policy is None else str(policy)
     plan = ledger.find_plan(out)
     if plan is not None:
-        ledger.require_same(plan, source, bundle.digest, asked, runtime)
+        ledger.require_same(plan, source, bundle.digest, asked, runtime, bundle.router.promise)
         return plan
     manifest = lake.list_images(source) if lake_url else lake.read_manifest(source)
     report(f"{manifest.num_rows:,} images in {source}")
     now = started.isoformat(timespec="seconds")
-    return ledger.make_plan(out, source, bundle.digest, asked, manifest, settings.shard_size, now, runtime)
+    return ledger.make_plan(
+        out, source, bundle.digest, asked, manifest, settings.shard_size, now, runtime, bundle.router.promise
+    )
 
 
 def _judge(
@@ -209,7 +212,9 @@ def _judge(
 
     def load_inspector() -> Inspector:
         device = _device(settings)
-        return Inspector(bundles.load(bundle_url, device), policy, device, settings.max_memory_mb, runtime)
+        return Inspector(
+            bundles.load(bundle_url, device, plan.promise), policy, device, settings.max_memory_mb, runtime
+        )
 
     with session(address):
         resources = {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor}

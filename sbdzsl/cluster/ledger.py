@@ -23,6 +23,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from sbdzsl import lake
+from sbdzsl.config import Promise
 from sbdzsl.errors import AuditError, LakeError
 from sbdzsl.verdict import VERDICT_SCHEMA, Verdict, to_parquet
 
@@ -50,6 +51,7 @@ class Plan:
     shard_size: int
     created_at: str
     runtime: str = "torch"
+    promise: Promise = "plain"
 
     @property
     def num_shards(self) -> int:
@@ -117,18 +119,21 @@ def make_plan(
     shard_size: int | None,
     now: str,
     runtime: str = "torch",
+    promise: Promise = "plain",
 ) -> Plan:
     """Pin a new audit: write its manifest, then its plan. If another start was first, its plan is taken and checked."""
     num_images = manifest.num_rows
     size = shard_size or choose_shard_size(num_images)
-    plan = Plan(out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now, runtime)
+    plan = Plan(
+        out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now, runtime, promise
+    )
     lake.write_manifest(manifest, plan.manifest_uri, row_group_size=size)
     text = json.dumps(asdict(plan) | {"version": PLAN_VERSION}, indent=2)
     lake.write_once(lake.join(out, PLAN), text.encode())
     # Read back whoever won, so that two starts at once go on with one plan.
     pinned = find_plan(out)
     assert pinned is not None
-    require_same(pinned, source, bundle_digest, policy, runtime)
+    require_same(pinned, source, bundle_digest, policy, runtime, promise)
     return pinned
 
 
@@ -137,9 +142,16 @@ def choose_shard_size(num_images: int) -> int:
     return max(MIN_SHARD_SIZE, min(MAX_SHARD_SIZE, math.ceil(num_images / MIN_SHARDS)))
 
 
-def require_same(plan: Plan, source: str, bundle_digest: str, policy: str | None, runtime: str = "torch") -> None:
-    """Raise `AuditError` "other-audit" unless the plan is of the same source, bundle, threshold policy and runtime."""
-    asked = {"source": source, "bundle_digest": bundle_digest, "policy": policy, "runtime": runtime}
+def require_same(
+    plan: Plan,
+    source: str,
+    bundle_digest: str,
+    policy: str | None,
+    runtime: str = "torch",
+    promise: Promise = "plain",
+) -> None:
+    """Raise `AuditError` "other-audit" unless the plan is of the same source, bundle, policy, promise and runtime."""
+    asked = {"source": source, "bundle_digest": bundle_digest, "policy": policy, "runtime": runtime, "promise": promise}
     found = {name: getattr(plan, name) for name in asked}
     differs = [f"{name}: {found[name]} there, {asked[name]} asked for" for name in asked if found[name] != asked[name]]
     if differs:

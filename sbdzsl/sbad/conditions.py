@@ -99,9 +99,7 @@ def _move(grey: Grey, zoom: float, turn_degrees: float, flips: tuple[bool, bool]
         return flipped
     height, width = grey.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), turn_degrees, zoom)
-    moved = cv2.warpAffine(
-        flipped, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
+    moved = cv2.warpAffine(flipped, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(moved, np.float32)
 
 

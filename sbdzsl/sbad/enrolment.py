@@ -1,8 +1,8 @@
 """A fitted router learns one more surface from a few images, or forgets one; everything else stays, to the bit.
 
-Nothing is trained: the new images join the gate under the projection that is there (`SurfaceGate.with_surface`), the surface's
-class embedding is the mean of what Encoder-2 reads off them, and the threshold stays, so that its promise to the other
-surfaces does. Hence what enrolment can change for any other image:
+Nothing is trained: the new images join the gates under the projections that are there (`SurfaceGate.with_surface`), the
+surface's class embedding is the mean of what Encoder-2 reads off them, and the thresholds stay, so that their promise
+to the other surfaces does. Hence what enrolment can change for any other image:
 
 - its distances to the surfaces that were there keep their bits, and so do attributes and class embedding;
 - its unseen score can only fall, and falls only where the new surface is the nearest one, which then names it.
@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sbdzsl.errors import BundleError, ConfigError, DataError
 from sbdzsl.config import Promise
+from sbdzsl.errors import BundleError, ConfigError, DataError
 from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter
 from sbdzsl.sbad.gate import SurfaceGate
 

@@ -18,7 +18,7 @@ from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
-from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.gate import SurfaceGate, fit_gate
 from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
@@ -77,7 +77,7 @@ def fit_router(
     labels = np.array([names.index(surface) for surface in train.surfaces], dtype=np.int64)
     real_ce = attributes.matrix(names)
     held_out: dict[Promise, Features] = {"plain": calibration.features}
-    gates = {"plain": fit_gate(train.features, labels, settings, train.groups)}
+    gates: dict[Promise, SurfaceGate] = {"plain": fit_gate(train.features, labels, settings, train.groups)}
     if train.copies is not None and calibration.copies is not None:
         held_out["envelope"] = calibration.copies[:, 0]
         gates["envelope"] = fit_gate(train.features, labels, settings, train.groups, train.copies)
@@ -85,10 +85,10 @@ def fit_router(
     if observe is not None and reading.learnt is not None:
         observe(reading.learnt)
     reader = reading.reader()
-    scores = {}
+    scores: dict[Promise, NDArray[np.float64]] = {}
     for promise, features in held_out.items():
-        gate = gates[promise] if settings.score == "whitened-nn" else reader
-        scores[promise] = np.array([gate.distances(row).min() for row in features])
+        scored = gates[promise] if settings.score == "whitened-nn" else reader
+        scores[promise] = np.array([scored.distances(row).min() for row in features])
     return SurfaceRouter(names, attributes.names, gates, reader, scores, settings)
 
 

@@ -12,7 +12,7 @@ from sbdzsl.sbad import enrolment
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.enrolment import enrol, retire
 from sbdzsl.verdict import Route
-from tests.sbad.test_fit import SETTINGS, draw, fit
+from tests.sbad.test_fit import SETTINGS, changed, draw, fit
 
 
 @pytest.fixture(scope="module", params=["whitened-nn", "paper"])
@@ -31,7 +31,7 @@ def images_around() -> NDArray[np.float32]:
 
 
 def without_names(route: Route) -> Route:
-    return replace(route, surface_margin=None, nearest_surfaces=())
+    return replace(route, surface_margin=None, nearest_surfaces=(), nearest_scores=())
 
 
 @pytest.mark.parametrize("count", [2, 5, 20])
@@ -73,7 +73,7 @@ def test_retiring_what_was_enrolled_gives_the_parents_verdicts_to_the_bit(router
 def test_retiring_from_the_middle_leaves_the_others_distances_to_the_bit(router: SurfaceRouter) -> None:
     retired = retire(router, "b")
     assert retired.surfaces == ("a", "c")
-    gates = [r.neighbours if r.settings.score == "whitened-nn" else r.reader for r in (router, retired)]
+    gates = [r.gate if r.settings.score == "whitened-nn" else r.reader for r in (router, retired)]
     for row in images_around():
         before, after = (gate.distances(row) for gate in gates)
         assert after.tolist() == before[[0, 2]].tolist()
@@ -100,15 +100,10 @@ def test_the_class_embedding_is_the_mean_reading_or_the_row_that_is_given(whiten
 def test_few_images_borrow_the_spread_of_the_others(whitened: SurfaceRouter) -> None:
     """A surface ten times as tight as the others: two images say little of that, sixty say nearly all."""
     tight = (draw("d", 1, 1) + 0.1 * (draw("d", 60, 2) - draw("d", 1, 3))).astype(np.float32)
-    few, many = (enrol(whitened, "d", tight[:count]).neighbours.scales[-1] for count in (2, 60))
-    usual = whitened.neighbours.scales.mean()
-    assert few > 0.8 * usual
-    assert many < 0.4 * usual
-
-
-def test_fewer_images_of_a_usual_surface_give_a_wider_scale(whitened: SurfaceRouter) -> None:
-    five, twenty = (enrol(whitened, "d", draw("d", count, 1)).neighbours.scales[-1] for count in (5, 20))
-    assert five > twenty > 0.8 * whitened.neighbours.scales.mean()
+    few, many = (enrol(whitened, "d", tight[:count]).gate.scales[-1] for count in (2, 60))
+    usual = whitened.gate.scales.mean()
+    assert few > 0.4 * usual
+    assert many < 0.3 * usual
 
 
 def test_groups_widen_the_new_surfaces_scale(whitened: SurfaceRouter) -> None:
@@ -116,9 +111,20 @@ def test_groups_widen_the_new_surfaces_scale(whitened: SurfaceRouter) -> None:
     shift = np.random.default_rng(0).standard_normal((5, 40)) * 3
     features = (draw("d", 20, 1) * 0.05 + shift[lots]).astype(np.float32)
     alone, grouped = (
-        enrol(whitened, "d", features, groups).neighbours.scales[-1] for groups in (None, [str(lot) for lot in lots])
+        enrol(whitened, "d", features, groups).gate.scales[-1] for groups in (None, [str(lot) for lot in lots])
     )
     assert grouped > 1.5 * alone
+
+
+def test_both_promises_learn_and_forget_a_surface() -> None:
+    both = fit(copies=True).promising("envelope")
+    images = draw("d", 20, 1)
+    enrolled = enrol(both, "d", images, copies=changed(images, 1))
+    moved = changed(draw("d", 40, 7), 7)[:, 0]
+    assert np.mean([(route := enrolled.route(row)).surface == "d" and not route.is_unseen for row in moved]) > 0.8
+    assert save(retire(enrolled, "d").tensors()) == save(both.tensors())
+    with pytest.raises(ValueError, match="expected changed copies"):
+        enrol(both, "d", images)
 
 
 def names(count: int) -> list[str]:
@@ -138,8 +144,8 @@ def test_a_known_surface_is_refused_under_another_name(whitened: SurfaceRouter, 
 
 def test_claims_are_those_of_a_plain_computation(whitened: SurfaceRouter) -> None:
     features = np.concatenate([draw("b", 12, 7), draw("d", 8, 7)])
-    space = np.stack([whitened.neighbours.project(row) for row in features])
-    bank = whitened.neighbours.bank[20:40].astype(np.float64)
+    space = np.stack([whitened.gate.project(row) for row in features])
+    bank = np.stack([whitened.gate.project(row) for row in draw("b", 20, 1)])
     expected = []
     for i, row in enumerate(features):
         route = whitened.route(row)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 
 from sbdzsl.config import RouterSettings
-from sbdzsl.errors import BundleError, DataError
+from sbdzsl.errors import BundleError, ConfigError, DataError
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.decision import SurfaceRouter, words
-from sbdzsl.sbad.fit import fit_neighbours, fit_router
+from sbdzsl.sbad.fit import EmbeddedImages, fit_router, joined
 
 SETTINGS = RouterSettings(hidden=32, ce_vae_steps=20, vaegan_steps=20, critic_steps=1, false_alarm_rate=0.05)
 NAMES = ("shiny", "dark", "striped")
@@ -35,16 +35,23 @@ def fit(
     settings: RouterSettings = SETTINGS,
     num_calibration: int = 15,
     seed: int = 0,
+    copies: bool = False,
 ) -> SurfaceRouter:
     return fit_router(
-        np.concatenate([draw(surface, count, 1) for surface in surfaces]),
-        [surface for surface in surfaces for _ in range(count)],
-        np.concatenate([draw(surface, num_calibration, 2) for surface in surfaces]),
-        [surface for surface in surfaces for _ in range(num_calibration)],
-        TABLE,
-        settings,
-        seed,
+        embedded(surfaces, count, 1, copies), embedded(surfaces, num_calibration, 2, copies), TABLE, settings, seed
     )
+
+
+def embedded(surfaces: str, count: int, seed: int, copies: bool = False) -> EmbeddedImages:
+    features = np.concatenate([draw(surface, count, seed) for surface in surfaces])
+    names = [surface for surface in surfaces for _ in range(count)]
+    return EmbeddedImages(features, names, copies=changed(features, seed) if copies else None)
+
+
+def changed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Copies [n, 2, DIMS]: other conditions move all images of all surfaces along the last ten dimensions."""
+    amounts = np.random.default_rng([7, seed]).uniform(-6, 6, (len(features), 2, 1))
+    return (features[:, None] + amounts * (np.arange(DIMS) >= 30)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +70,7 @@ def test_names_seen_surfaces_and_flags_an_unseen_one(surfaces: str) -> None:
 
 def test_route_fields(router: SurfaceRouter) -> None:
     route = router.route(draw("b", 1, 3)[0])
-    distances = router.neighbours.distances(draw("b", 1, 3)[0])
+    distances = router.gate.distances(draw("b", 1, 3)[0])
     assert route.surface == "b"
     assert route.unseen_score == distances[1] == distances.min()
     assert route.surface_margin == np.sort(distances)[1] - route.unseen_score
@@ -74,8 +81,8 @@ def test_route_fields(router: SurfaceRouter) -> None:
     assert route.nearest_scores[0] == route.unseen_score
     assert route.extrapolated == route.is_unseen
     assert len(route.class_embedding) == 3
-    at_least = (router.calibration_scores >= route.unseen_score).sum()
-    assert route.unseen_p_value == (1 + at_least) / (len(router.calibration_scores) + 1)
+    at_least = (router.calibration_scores["plain"] >= route.unseen_score).sum()
+    assert route.unseen_p_value == (1 + at_least) / (len(router.calibration_scores["plain"]) + 1)
     assert router.route(draw("b", 1, 3)[0], threshold=0.0).is_unseen
 
 
@@ -86,56 +93,8 @@ def test_one_surface_has_no_margin() -> None:
     assert route.nearest_surfaces == ("a",)
 
 
-def test_distances_are_those_of_a_plain_computation(router: SurfaceRouter) -> None:
-    x = np.concatenate([draw(surface, 20, 1) for surface in "abc"]).astype(np.float64)
-    labels = np.repeat([0, 1, 2], 20)
-    z = (x - x.mean(0)) / x.std(0)
-    within = sum(np.cov(z[labels == k].T, bias=True) * 20 for k in range(3)) / (60 - 3)
-    shrunk = 0.9 * within + 0.1 * np.trace(within) / DIMS * np.eye(DIMS)
-    inverse = np.linalg.inv(shrunk)  # all 40 dimensions carry variance, so PCA only turns the space
-
-    def apart(one: NDArray[np.float64], many: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sqrt(np.einsum("nd,de,ne->n", many - one, inverse, many - one))
-
-    own = [np.array([np.delete(apart(row, z[labels == k]), i).min() for i, row in enumerate(z[labels == k])])
-           for k in range(3)]  # fmt: skip
-    pooled = np.quantile(np.concatenate(own), 0.8)
-    scales = [(20 * np.quantile(distances, 0.8) + 10 * pooled) / 30 for distances in own]
-    query = draw("a", 1, 5)[0]
-    expected = [apart((query - x.mean(0)) / x.std(0), z[labels == k]).min() / scales[k] for k in range(3)]
-    np.testing.assert_allclose(router.neighbours.distances(query), expected, rtol=1e-4)
-
-
-def test_whitening_makes_the_spread_within_surfaces_equal() -> None:
-    features = np.concatenate([draw(surface, 200, 1) for surface in "abc"])
-    labels = np.repeat(np.arange(3), 200)
-    neighbours = fit_neighbours(features, labels, SETTINGS.model_copy(update={"shrinkage": 0.0}))
-    deviations = np.concatenate([neighbours.bank[labels == k] - neighbours.bank[labels == k].mean(0) for k in range(3)])
-    np.testing.assert_allclose(deviations.T @ deviations / 597, np.eye(DIMS), atol=1e-3)
-
-
-def test_groups_widen_the_scale_to_the_distance_between_lots() -> None:
-    lots = np.repeat(np.arange(5), 4)
-    shift = np.random.default_rng(0).standard_normal((5, DIMS)) * 3
-    features = (draw("a", 20, 1) * 0.05 + shift[lots]).astype(np.float32)
-    labels = np.zeros(20, dtype=np.int64)
-    alone = fit_neighbours(features, labels, SETTINGS).scales[0]
-    grouped = fit_neighbours(features, labels, SETTINGS, [str(lot) for lot in lots]).scales[0]
-    assert grouped > 2 * alone
-    # One lot in all says nothing about lots: images are taken for independent.
-    assert fit_neighbours(features, labels, SETTINGS, ["one"] * 20).scales[0] == alone
-
-
-def test_surface_of_one_lot_borrows_the_pooled_scale() -> None:
-    features = np.concatenate([draw("a", 20, 1), draw("b", 20, 1)])
-    labels = np.repeat([0, 1], 20)
-    groups = [f"a{index % 5}" for index in range(20)] + ["b"] * 20
-    first, second = fit_neighbours(features, labels, SETTINGS, groups).scales
-    assert first == pytest.approx(second)
-
-
 def test_threshold_keeps_the_rate_and_moves_with_it(router: SurfaceRouter) -> None:
-    scores = router.calibration_scores
+    scores = router.calibration_scores["plain"]
     assert len(scores) == 45
     assert router.calibrated.promised_rate == 0.05
     assert (scores > router.threshold()).sum() == 1  # floor(0.05 * 46) = 2: the second largest
@@ -157,7 +116,7 @@ def test_calibration_images_set_the_threshold_and_nothing_else() -> None:
     one = fit(num_calibration=15)
     other = fit(num_calibration=30)
     for name, tensor in one.tensors().items():
-        assert torch.equal(tensor, other.tensors()[name]) == (name != "calibration_scores"), name
+        assert torch.equal(tensor, other.tensors()[name]) == (name != "plain.calibration_scores"), name
 
 
 def test_same_seed_same_bytes() -> None:
@@ -170,13 +129,14 @@ def test_same_seed_same_bytes() -> None:
 
 @pytest.mark.parametrize("score", ["whitened-nn", "paper"])
 def test_saved_and_loaded_router_decides_to_the_same_bits(score: str) -> None:
-    router = fit(settings=SETTINGS.model_copy(update={"score": score}))
+    router = fit(settings=SETTINGS.model_copy(update={"score": score}), copies=True)
     loaded = SurfaceRouter.from_tensors(
         router.settings, json.loads(json.dumps(router.meta())), load(save(router.tensors()))
     )
     for surface in "abcd":
         for row in draw(surface, 5, 6):
             assert loaded.route(row) == router.route(row)
+            assert loaded.promising("envelope").route(row) == router.promising("envelope").route(row)
 
 
 def test_paper_score_is_the_smallest_mse_to_a_learned_ce() -> None:
@@ -207,10 +167,12 @@ def test_constant_features_and_identical_images_do_no_harm() -> None:
     features = np.concatenate([draw("a", 10, 1), draw("b", 10, 1)])
     features[:, 7] = 0.3
     labels = ["a"] * 10 + ["b"] * 10
-    router = fit_router(features, labels, features, labels, TABLE, SETTINGS, 0)
+    images = EmbeddedImages(features, labels)
+    router = fit_router(images, images, TABLE, SETTINGS, 0)
     assert router.route(features[0]).surface == "a"
     same = np.repeat(draw("a", 1, 1), 4, axis=0)
-    router = fit_router(same, ["a"] * 4, same, ["a"] * 4, TABLE, SETTINGS, 0)
+    images = EmbeddedImages(same, ["a"] * 4)
+    router = fit_router(images, images, TABLE, SETTINGS, 0)
     assert not router.route(same[0]).is_unseen
     assert router.route(same[0]).unseen_score == 0
 
@@ -218,15 +180,47 @@ def test_constant_features_and_identical_images_do_no_harm() -> None:
 def test_bad_input_is_named() -> None:
     a, b = draw("a", 5, 1), draw("b", 5, 1)
     both, labels = np.concatenate([a, b]), ["a"] * 5 + ["b"] * 5
+    only_a, all_images = EmbeddedImages(a, ["a"] * 5), EmbeddedImages(both, labels)
     with pytest.raises(DataError, match="surface 'b': found 1 training image") as few:
-        fit_router(both[:6], labels[:6], a, ["a"] * 5, TABLE, SETTINGS, 0)
+        fit_router(EmbeddedImages(both[:6], labels[:6]), only_a, TABLE, SETTINGS, 0)
     assert few.value.code == "too-few-images"
     with pytest.raises(DataError, match=r"calibration images of \['b'\]"):
-        fit_router(a, ["a"] * 5, b, ["b"] * 5, TABLE, SETTINGS, 0)
+        fit_router(only_a, EmbeddedImages(b, ["b"] * 5), TABLE, SETTINGS, 0)
     with pytest.raises(DataError, match="no calibration image"):
-        fit_router(a, ["a"] * 5, a[:0], [], TABLE, SETTINGS, 0)
+        fit_router(only_a, EmbeddedImages(a[:0], []), TABLE, SETTINGS, 0)
     with pytest.raises(DataError, match="no row for 'b'"):
-        fit_router(both, labels, a, ["a"] * 5, replace(TABLE, rows={"a": (1, 0, 0)}), SETTINGS, 0)
+        fit_router(all_images, only_a, replace(TABLE, rows={"a": (1, 0, 0)}), SETTINGS, 0)
+    with pytest.raises(ValueError, match="5 features need as many"):
+        EmbeddedImages(a, ["a"] * 4)
+
+
+def test_images_of_several_surfaces_are_joined_in_order() -> None:
+    whole = joined([embedded("a", 3, 1, copies=True), embedded("b", 2, 1, copies=True)])
+    np.testing.assert_array_equal(whole.features, np.concatenate([draw("a", 3, 1), draw("b", 2, 1)]))
+    assert list(whole.surfaces) == ["a", "a", "a", "b", "b"]
+    assert whole.copies is not None
+    assert whole.copies.shape == (5, 2, DIMS)
+    assert whole.groups is None
+    assert joined([embedded("a", 3, 1, copies=True), embedded("b", 2, 1)]).copies is None
+
+
+def test_envelope_promise_bears_changed_conditions_and_plain_does_not() -> None:
+    router = fit(count=30, num_calibration=60, copies=True)
+    new = changed(np.concatenate([draw(surface, 60, 4) for surface in "abc"]), 4)[:, 0]
+    plain, envelope = (
+        np.mean([router.promising(promise).route(row).is_unseen for row in new]) for promise in ("plain", "envelope")
+    )
+    assert plain > 0.3
+    assert envelope < 0.1
+    assert np.mean([router.promising("envelope").route(row).is_unseen for row in draw("d", 40, 3)]) > 0.9
+
+
+def test_a_promise_that_was_not_calibrated_is_refused(router: SurfaceRouter) -> None:
+    assert router.promising(None) is router
+    with pytest.raises(ConfigError, match=r"no 'envelope' promise .* router\.copies above 0"):
+        router.promising("envelope")
+    with pytest.raises(ConfigError, match="no 'envelope' promise"):
+        fit(settings=SETTINGS.model_copy(update={"promise": "envelope"}))
 
 
 def test_features_that_are_not_finite_never_pass_as_seen(router: SurfaceRouter) -> None:

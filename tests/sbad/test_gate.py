@@ -1,0 +1,109 @@
+"""The gate on made-up features: its distances, whose spread counts, what groups and copies do, one surface more."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sbdzsl.config import RouterSettings
+from sbdzsl.sbad.gate import fit_gate
+from tests.sbad.test_fit import DIMS, changed, draw
+
+SETTINGS = RouterSettings(own_prior=3)
+LABELS = np.repeat([0, 1, 2], 20)
+
+
+def features(count: int = 20, seed: int = 1) -> NDArray[np.float32]:
+    return np.concatenate([draw(surface, count, seed) for surface in "abc"])
+
+
+def test_distances_are_those_of_a_plain_computation() -> None:
+    x = features().astype(np.float64)
+    gate = fit_gate(features(), LABELS, SETTINGS)
+    z = (x - x.mean(0)) / x.std(0)
+    within = sum(np.cov(z[k == LABELS].T, bias=True) * 20 for k in range(3)) / (60 - 3)
+    # All 40 dimensions carry variance, so PCA only turns the space, and any root of the covariance will do.
+    pooled = 0.9 * within + 0.1 * np.trace(within) / DIMS * np.eye(DIMS)
+
+    def apart(query: NDArray[np.float64], own: NDArray[np.float64]) -> float:
+        deviations = own - own.mean(0)
+        covariance = (deviations.T @ deviations + 3 * pooled) / (len(own) + 3)
+        return float(np.sqrt(np.einsum("nd,de,ne->n", own - query, np.linalg.inv(covariance), own - query)).min())
+
+    query = draw("a", 1, 5)[0]
+    expected = [apart((query - x.mean(0)) / x.std(0), z[k == LABELS]) for k in range(3)]
+    raw = gate.distances(query) ** (1 / gate.exponents) * gate.scales
+    np.testing.assert_allclose(raw, expected, rtol=1e-4)
+
+
+def test_scale_and_exponent_come_from_images_left_out() -> None:
+    gate = fit_gate(features(), LABELS, SETTINGS)
+    new = {k: np.log([gate.distances(row)[k] for row in draw("abc"[k], 200, 9)]) for k in range(3)}
+    for logs in new.values():
+        # Images left out of the bank are still in the projection, so new ones lie a little farther than 1.
+        assert abs(logs.mean()) < 0.35
+        assert 0.5 < logs.std() / gate.spread < 2
+
+
+def test_a_surface_is_measured_by_its_own_spread() -> None:
+    """One varies along other directions than the other: a step that is usual for one takes an image far from it."""
+    centre = draw("b", 400, 2).mean(0)
+
+    def other(seed: int) -> NDArray[np.float32]:
+        return (np.roll(draw("b", 40, seed) - centre, 10, axis=1) + centre).astype(np.float32)
+
+    both, labels = np.concatenate([draw("a", 40, 1), other(1)]), np.repeat([0, 1], 40)
+    step = 4 * (np.arange(DIMS) < 10).astype(np.float32)
+
+    def contrast(prior: float) -> float:
+        gate = fit_gate(both, labels, SETTINGS.model_copy(update={"own_prior": prior}))
+        near, far = (np.mean([gate.distances(row)[1] for row in rows]) for rows in (other(3), other(3) + step))
+        return float(far / near)
+
+    assert contrast(3) > 1.5 * contrast(1e6)
+
+
+def test_groups_widen_the_scale_to_the_distance_between_lots() -> None:
+    lots = np.repeat(np.arange(5), 4)
+    shift = np.random.default_rng(0).standard_normal((5, DIMS)) * 3
+    images = (draw("a", 20, 1) * 0.05 + shift[lots]).astype(np.float32)
+    labels = np.zeros(20, dtype=np.int64)
+    alone = fit_gate(images, labels, SETTINGS).scales[0]
+    grouped = fit_gate(images, labels, SETTINGS, [str(lot) for lot in lots]).scales[0]
+    assert grouped > 2 * alone
+    # One lot in all says nothing about lots: images are taken for independent.
+    assert fit_gate(images, labels, SETTINGS, ["one"] * 20).scales[0] == alone
+
+
+def test_surface_of_one_lot_borrows_the_usual_scale() -> None:
+    images, labels = np.concatenate([draw("a", 20, 1), draw("b", 20, 1)]), np.repeat([0, 1], 20)
+    groups = [f"a{index % 5}" for index in range(20)] + ["b"] * 20
+    gate = fit_gate(images, labels, SETTINGS, groups)
+    assert gate.scales[0] == pytest.approx(gate.scales[1])
+    assert gate.exponents[1] == 1
+
+
+def test_copies_make_a_change_of_conditions_count_less() -> None:
+    moved = changed(features(20, 5), 5)[:, 0]
+    plain = fit_gate(features(), LABELS, SETTINGS)
+    envelope = fit_gate(features(), LABELS, SETTINGS, copies=changed(features(), 1))
+    far, near = (
+        np.mean([gate.distances(row)[k] for row, k in zip(moved, LABELS, strict=True)]) for gate in (plain, envelope)
+    )
+    assert near < 0.7 * far
+
+
+def test_images_of_a_surface_are_projected_images() -> None:
+    gate = fit_gate(features(), LABELS, SETTINGS)
+    expected = np.stack([gate.project(row) for row in features()[20:40]])
+    np.testing.assert_allclose(gate.images_of(1), expected, atol=1e-3)
+
+
+def test_a_surface_more_leaves_the_others_to_the_bit_and_goes_again() -> None:
+    gate = fit_gate(features(), LABELS, SETTINGS)
+    more = gate.with_surface(draw("d", 12, 1), SETTINGS)
+    query = draw("b", 1, 8)[0]
+    assert more.distances(query)[:3].tobytes() == gate.distances(query).tobytes()
+    assert more.distances(draw("d", 1, 3)[0]).argmin() == 3
+    less = more.without_surface(3)
+    assert all(np.array_equal(getattr(less, name), getattr(gate, name)) for name in type(gate).__slots__)
+    assert np.array_equal(more.without_surface(0).distances(query)[0:2], gate.distances(query)[1:])
