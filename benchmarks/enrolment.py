@@ -38,7 +38,7 @@ from sbdzsl.sbad.attributes import standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import fit_router
+from sbdzsl.sbad.fit import EmbeddedImages, fit_router
 from sbdzsl.verdict import Route
 
 COUNTS = (5, 20, 50)
@@ -136,8 +136,8 @@ def measure(
     )
     lots = [group for other, split in parts.items() for group in surfaces[other].groups[split[0][:MAX_IMAGES]]]
     router = fit_router(
-        *flat(train), *flat(calibration), standard_attributes(), settings, seed, groups=lots
-    )  # fmt: skip
+        EmbeddedImages(*flat(train), lots), EmbeddedImages(*flat(calibration)), standard_attributes(), settings, seed
+    )
     known, strange = flat(test)[0], {other: surfaces[other].features[:MAX_IMAGES] for other in unseen}
     before = [router.route(row) for row in known]
     own = surfaces[name]
@@ -187,7 +187,7 @@ def group_figures(router: SurfaceRouter, strange: dict[str, Features]) -> dict[s
     """How images of several unseen surfaces fall into groups, as `sbdzsl groups` makes them."""
     features, truth = flat(strange)
     unseen = [i for i, row in enumerate(features) if router.route(row).is_unseen]
-    gate = router.neighbours
+    gate = router.gate
     numbers, _ = grouping.link_alike(
         np.array([gate.project(features[i]) for i in unseen]), grouping.usual_distance(gate)
     )

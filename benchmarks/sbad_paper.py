@@ -44,7 +44,7 @@ from sbdzsl.reproduce.sources import Collection, Embed
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.feature_gan import FeatureGAN
-from sbdzsl.sbad.fit import fit_neighbours
+from sbdzsl.sbad.gate import fit_gate
 from sbdzsl.sbad.reading import fit_reading
 from sbdzsl.sbad.vaegan import VAEGAN
 
@@ -252,7 +252,7 @@ def study_parts(settings: RouterSettings, deadline: float) -> None:
 
 
 def unseen_of(name: str, collection: Collection, seed: int) -> tuple[str, ...]:
-    """Of the drawn surfaces five pairs that hold each once; of the leathers a fifth by seed, as in sbad_leather.py."""
+    """Of the drawn surfaces five pairs that hold each once; of the leathers a fifth by seed."""
     names = sorted(collection.surfaces)
     if name == "drawn":
         return round_robin(names)[0][seed]
@@ -278,9 +278,7 @@ def fit_cosine(
 
 YARDSTICKS: dict[str, Fit] = {
     "nearest neighbour, cosine": fit_cosine,
-    "nearest neighbour, the router's own score": lambda x, labels, settings: (
-        fit_neighbours(x, labels, settings).distances
-    ),
+    "the router's own gate": lambda x, labels, settings: fit_gate(x, labels, settings).distances,
 }
 
 

@@ -29,7 +29,7 @@ from sbdzsl.sbad.attributes import SURFACE_ATTRIBUTES, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.decision import STANDS_OUT, SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import fit_router
+from sbdzsl.sbad.fit import EmbeddedImages, fit_router
 from sbdzsl.verdict import Route
 
 FOLDS = 5
@@ -91,7 +91,13 @@ def fit(seen: dict[str, Features], settings: RouterSettings, seed: int) -> Surfa
     train = np.concatenate([rows[:TRAIN] for rows in seen.values()])
     held_out = np.concatenate([rows[TRAIN : TRAIN + CALIBRATION] for rows in seen.values()])
     names = list(seen)
-    return fit_router(train, np.repeat(names, TRAIN), held_out, np.repeat(names, CALIBRATION), TABLE, settings, seed)
+    return fit_router(
+        EmbeddedImages(train, np.repeat(names, TRAIN).tolist()),
+        EmbeddedImages(held_out, np.repeat(names, CALIBRATION).tolist()),
+        TABLE,
+        settings,
+        seed,
+    )
 
 
 def measure(router: SurfaceRouter, features: dict[str, Features]) -> dict[str, list[float]]:

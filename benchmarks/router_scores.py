@@ -1,0 +1,140 @@
+"""Scores that a router may gate by, ours and the field's, all as distances to each seen surface: smaller is nearer.
+
+Each is fitted to the same training features; those that do not use changed copies ignore them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sbdzsl.config import RouterSettings
+from sbdzsl.sbad.attributes import standard_attributes
+from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.reading import fit_reading
+
+Features = NDArray[np.float32]
+Distances = NDArray[np.float64]
+#: Features [n, D] -> distances [n, K].
+Score = Callable[[Features], Distances]
+
+#: So many images that no surface has a covariance of its own: one whitening for all.
+ONE_FOR_ALL = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], `copies` [N, C, D]."""
+
+    features: Features
+    labels: NDArray[np.int64]
+    names: list[str]
+    groups: list[str]
+    copies: Features
+    seed: int
+
+    def scaled(self) -> tuple[Features, Callable[[Features], Features]]:
+        """z-scored features and the function that z-scores others."""
+        centre, spread = self.features.mean(axis=0), self.features.std(axis=0) + 1e-6
+        return (self.features - centre) / spread, lambda x: (x - centre) / spread
+
+
+def gate(settings: RouterSettings, *, envelope: bool = False) -> Callable[[Training], Score]:
+    """The router's own score under one of its two promises."""
+
+    def fit(t: Training) -> Score:
+        fitted = fit_gate(t.features, t.labels, settings, t.groups, t.copies if envelope else None)
+        return lambda x: np.stack([fitted.distances(row) for row in x])
+
+    return fit
+
+
+def paper(settings: RouterSettings) -> Callable[[Training], Score]:
+    """The paper's rule: error between what Encoder-2 reads and each learned class embedding."""
+
+    def fit(t: Training) -> Score:
+        real_ce = standard_attributes().matrix(t.names)
+        reader = fit_reading(t.features, t.labels, real_ce, settings, t.seed).reader()
+        return lambda x: np.stack([reader.distances(row) for row in x])
+
+    return fit
+
+
+def cosine_neighbour(t: Training) -> Score:
+    """One minus the cosine to the nearest training image."""
+    z, scale = t.scaled()
+    bank = z / np.linalg.norm(z, axis=1, keepdims=True)
+
+    def score(x: Features) -> Distances:
+        query = scale(x)
+        apart = 1 - query / np.linalg.norm(query, axis=1, keepdims=True) @ bank.T
+        return _nearest(apart, t)
+
+    return score
+
+
+def mahalanobis(t: Training) -> Score:
+    """Distance to the mean of each surface under one covariance, shrunk by 0.1 (Lee et al. 2018)."""
+    z, scale = t.scaled()
+    means = np.stack([z[t.labels == k].mean(axis=0) for k in range(len(t.names))])
+    deviations = (z - means[t.labels]).astype(np.float64)
+    covariance = deviations.T @ deviations / len(z)
+    dims = len(covariance)
+    shrunk = 0.9 * covariance + 0.1 * np.trace(covariance) / dims * np.eye(dims)
+    root = np.linalg.cholesky(np.linalg.inv(shrunk))
+
+    def score(x: Features) -> Distances:
+        return np.linalg.norm((scale(x)[:, None] - means) @ root, axis=2)
+
+    return score
+
+
+def softmax(t: Training) -> Score:
+    """One minus the probability of a linear softmax (maximum softmax probability, Hendrycks and Gimpel 2017)."""
+    logits = _linear(t)
+    return lambda x: 1 - torch.from_numpy(logits(x)).softmax(dim=1).numpy()
+
+
+def energy(t: Training) -> Score:
+    """Free energy of the same linear layer (Liu et al. 2020); the surface's own logit decides between surfaces."""
+    logits = _linear(t)
+
+    def score(x: Features) -> Distances:
+        found = logits(x)
+        # The smallest over surfaces is minus the log-sum-exp: the name by logit, the strangeness by energy.
+        free = -np.logaddexp.reduce(found, axis=1, keepdims=True)
+        return free + found.max(axis=1, keepdims=True) - found
+
+    return score
+
+
+def _linear(t: Training) -> Callable[[Features], Distances]:
+    z, scale = t.scaled()
+    x, y = torch.from_numpy(z), torch.from_numpy(t.labels)
+    layer = torch.nn.Linear(z.shape[1], len(t.names))
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimiser = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        penalty = 1e-3 * layer.weight.square().sum()
+        loss = torch.nn.functional.cross_entropy(layer(x), y) + penalty
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+
+    def logits(features: Features) -> Distances:
+        with torch.no_grad():
+            return layer(torch.from_numpy(scale(features))).double().numpy()
+
+    return logits
+
+
+def _nearest(apart: NDArray[np.float32], t: Training) -> Distances:
+    return np.stack([apart[:, t.labels == k].min(axis=1) for k in range(len(t.names))], axis=1).astype(np.float64)
