@@ -2,6 +2,7 @@
 
     python benchmarks/sbad_paper.py cells       # the ten drawn surfaces under DAGM_MIX: table 4's cells, all pairs
     SBDZSL_SHARED=../shared python benchmarks/sbad_paper.py parts       # each part taken away, drawn and leathers
+    SBDZSL_SHARED=../shared python benchmarks/sbad_paper.py length      # the most telling of them, at default length
     python benchmarks/sbad_paper.py time        # training for ten surfaces, features cached
 
 Design, since 45 pairs x 8 cells x 5 seeds would take hours: `cells` runs (a) five pairs that hold each surface once,
@@ -57,7 +58,7 @@ Runs = list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=("cells", "parts", "time"))
+    parser.add_argument("study", choices=("cells", "parts", "length", "time"))
     parser.add_argument("--vaegan-steps", type=int, default=60)
     parser.add_argument("--ce-vae-steps", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -65,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     settings = RouterSettings(vaegan_steps=arguments.vaegan_steps, ce_vae_steps=arguments.ce_vae_steps)
     deadline = time.monotonic() + 60 * arguments.minutes
-    {"cells": study_cells, "parts": study_parts, "time": study_time}[arguments.study](settings, deadline)
+    {"cells": study_cells, "parts": study_parts, "length": study_length, "time": study_time}[arguments.study](
+        settings, deadline
+    )
     return 0
 
 
@@ -213,7 +216,10 @@ class NoGAN(VAEGAN):
         return self.read_loss(x, a)
 
 
-def variants(settings: RouterSettings) -> Iterator[tuple[str, RouterSettings, type[FeatureGAN] | None]]:
+Variant = tuple[str, RouterSettings, "type[FeatureGAN] | None"]
+
+
+def variants(settings: RouterSettings) -> Iterator[Variant]:
     def other(**fields: Any) -> RouterSettings:
         return settings.model_copy(update=fields)
 
@@ -231,6 +237,17 @@ def variants(settings: RouterSettings) -> Iterator[tuple[str, RouterSettings, ty
 
 
 def study_parts(settings: RouterSettings, deadline: float) -> None:
+    ablation("sbad_paper_parts", list(variants(settings)), settings, deadline)
+
+
+def study_length(settings: RouterSettings, deadline: float) -> None:
+    """What a short training may hide, at the default number of steps."""
+    telling = ("VAEGAN, whole", "no GAN at all: Encoder-2 alone", "real CE", "TF-VAEGAN, L1")
+    default = RouterSettings()
+    ablation("sbad_paper_length", [one for one in variants(default) if one[0] in telling], default, deadline)
+
+
+def ablation(study: str, chosen: Sequence[Variant], settings: RouterSettings, deadline: float) -> None:
     embed = cached_embed(settings)
     collections = {"drawn": sources.drawn(embed, ImageSettings())}
     leathers = sources.real(str(shared_data() / "Leather27"), embed, ImageSettings())
@@ -240,13 +257,13 @@ def study_parts(settings: RouterSettings, deadline: float) -> None:
     for seed in range(NUM_SEEDS):
         for name, collection in collections.items():
             unseen = unseen_of(name, collection, seed)
-            for variant, changed, network in variants(settings):
+            for variant, changed, network in chosen:
                 run(rows[name], variant, collection, unseen, changed, seed, deadline, network)
             for variant, fit in YARDSTICKS.items():
                 rows[name].setdefault(variant, []).append(measure_yardstick(collection, unseen, fit, settings, seed))
     figures = {name: summary(found) for name, found in rows.items()}
     notes = [note for collection in collections.values() for note in collection.notes]
-    record("sbad_paper_parts", {"settings": settings.model_dump(mode="json"), "notes": notes} | figures)
+    record(study, {"settings": settings.model_dump(mode="json"), "notes": notes} | figures | {"runs": rows})
     for name, found in figures.items():
         print_table(name, found)
 

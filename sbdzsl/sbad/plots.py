@@ -32,8 +32,8 @@ def embeddings_png(learnt: LearnedEmbeddings, surfaces: Sequence[str], attribute
         shown = place.imshow(values, cmap=colours, vmin=bounds[0], vmax=bounds[1], aspect="auto")
         place.set_title(title)
         place.set_xticks(range(len(surfaces)), surfaces, rotation=90, fontsize=8)
-        if place is not axes[0]:
-            figure.colorbar(shown, ax=place, shrink=0.6)
+        if place is not axes[0]:  # real and learned share a scale
+            figure.colorbar(shown, ax=place, shrink=0.6, label="difference" if place is axes[2] else "value")
     axes[0].set_yticks(range(len(attribute_names)), attribute_names, fontsize=8)
     return _png(figure)
 
@@ -54,8 +54,10 @@ def latent_png(learnt: LearnedEmbeddings, surfaces: Sequence[str]) -> bytes:
         axes.scatter(own[:, 0], own[:, 1], s=14, alpha=0.6, color=colour, marker=marker, label=surface)
         ends = (np.stack([learnt.learned.numpy()[index], learnt.real.numpy()[index]]) - centre) @ axes_2d
         axes.plot(ends[:, 0], ends[:, 1], color=colour, linewidth=0.8)
-        axes.scatter(ends[0, 0], ends[0, 1], s=90, marker="x", color="black", linewidth=1.6)
-        axes.scatter(ends[1, 0], ends[1, 1], s=110, marker="o", facecolor="none", edgecolor=colour, linewidth=1.6)
+        axes.scatter(ends[0, 0], ends[0, 1], s=90, marker="x", color="black", linewidth=1.6, zorder=3)
+        axes.scatter(
+            ends[1, 0], ends[1, 1], s=110, marker="o", facecolor="none", edgecolor=colour, linewidth=2, zorder=4
+        )
     axes.set_xlabel(f"1st principal axis ({shares[0]:.0%} of the variance)")
     axes.set_ylabel(f"2nd principal axis ({shares[1]:.0%})")
     axes.set_title("CE-VAE: code means; × learned CE, ○ real CE")
