@@ -176,16 +176,18 @@ def new_track(seed: int) -> dict[str, dict[str, Figures]]:
     )
     t = training(known)
     gate = fit_gate(t.features, t.labels, SETTINGS, t.groups)
+    known_scores = np.array([gate.distances(row) for row in _data.clean[known.calibration]])
+    typical = float(np.median(known_scores.min(axis=1)))
     found = {}
     for count in COUNTS:
         enrolled = gate
         for name in new:
             few = split.train[split.names[split.train] == name][:count]
-            enrolled = enrolled.with_surface(_data.clean[few], SETTINGS, _data.groups[few].tolist())
+            groups = _data.groups[few].tolist()
+            enrolled = enrolled.with_surface(_data.clean[few], SETTINGS, groups, typical=typical)
         score = rows_of(enrolled.distances)
-        held_out = score(_data.clean[known.calibration])[:, : len(old)]
         whole = Split(split.names, [*old, *new], known.train, known.calibration, known.test, known.unseen, seed)
-        found[f"new: {count}"] = {"gate": figures(whole, score, "gate", _data.clean, held_out)}
+        found[f"new: {count}"] = {"gate": figures(whole, score, "gate", _data.clean, known_scores)}
     return found
 
 
@@ -331,7 +333,8 @@ def figures(
         found[f"worst unseen{at}"] = min(per_surface[s] for s in per_surface if s not in split.seen)
         found[f"worst seen{at}"] = min(per_surface[s] for s in per_surface if s in split.seen)
         defective = _data.defective[judged]
-        has_both = np.isin(truth, [s for s in split.seen if 0 < defective[truth == s].mean() < 1])
+        # Of surfaces with good and defective images: a defect must not make a stranger of its surface.
+        has_both = ~strange & np.isin(truth, truth[defective]) & np.isin(truth, truth[~defective])
         if has_both.any():
             found[f"false alarms, defective{at}"] = float(flagged[has_both & defective].mean())
             found[f"false alarms, good{at}"] = float(flagged[has_both & ~defective].mean())

@@ -42,7 +42,7 @@ def test_the_usual_distance_is_that_of_the_known_surfaces_pairs(trained: Trained
     gate = trained.bundle.router.gate
     quantiles = []
     for surface in range(3):
-        bank = gate.bank[gate.labels == surface].astype(np.float64)
+        bank = gate.images_of(surface)
         upper = np.triu_indices(len(bank), 1)
         quantiles.append(np.quantile(np.linalg.norm(bank[:, None] - bank[None], axis=2)[upper], 0.9))
     assert usual_distance(gate) == pytest.approx(np.mean(quantiles))

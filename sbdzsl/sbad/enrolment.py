@@ -30,6 +30,9 @@ Features = NDArray[np.float32]
 #: Chosen on real surfaces: 98 % of attempts to enrol a known surface anew are refused, 1 % of those with a new one.
 REFUSED_SHARE = 0.4
 
+# Held-out images that are copies of training images are at no distance at all, which is no unit.
+_MIN_TYPICAL = 0.1
+
 #: Images that are left out one by one, at most, to see whether the others recognise them.
 MAX_LEFT_OUT = 20
 
@@ -85,7 +88,13 @@ def enrol(
         router,
         (*router.surfaces, surface),
         {
-            promise: gate.with_surface(features, router.settings, groups, copies if promise == "envelope" else None)
+            promise: gate.with_surface(
+                features,
+                router.settings,
+                groups,
+                copies if promise == "envelope" else None,
+                _typical_distance(router, promise),
+            )
             for promise, gate in router.gates.items()
         },
         replace(reader, class_embeddings=embeddings),
@@ -180,6 +189,13 @@ def num_recognised(
 def _independent(groups: Sequence[str]) -> NDArray[np.str_]:
     """The group of each image; a group for each where all are of one, which then says nothing."""
     return np.array(groups) if len(set(groups)) > 1 else np.array([str(i) for i in range(len(groups))])
+
+
+def _typical_distance(router: SurfaceRouter, promise: Promise) -> float:
+    """Median distance of held-out images to their surface; 1, the unit of a gate, where its score is not in force."""
+    if router.settings.score != "whitened-nn":
+        return 1.0
+    return max(float(np.median(router.calibration_scores[promise])), _MIN_TYPICAL)
 
 
 def _rebuilt(

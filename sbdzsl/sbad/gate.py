@@ -83,10 +83,13 @@ class SurfaceGate:
         settings: RouterSettings,
         groups: Sequence[str] | None = None,
         copies: Stored | None = None,
+        typical: float = 1.0,
     ) -> SurfaceGate:
         """The gate with one more surface, numbered last, by its images' `features` [n, D], n at least 2.
 
-        `copies` [n, C, D] as the gate was fitted with. All that it knew stays as it is, to the bit.
+        `copies` [n, C, D] as the gate was fitted with. `typical` is the distance that held-out images of the known
+        surfaces have: below 1, since projection and whitening were fitted to images like them. Those of the new surface
+        get the same, so that the threshold means the same for it. All that the gate knew stays as it is, to the bit.
         """
         images = _Images(
             np.stack([self.project(row) for row in features]),
@@ -96,6 +99,7 @@ class SurfaceGate:
         left_out = _left_out(images, numbers, settings.own_prior)
         usual = float(np.log(self.scales.astype(np.float64)).mean()), float(self.spread)
         scale, exponent = _scale_and_exponent(left_out, *usual)
+        scale /= typical ** (1 / exponent)
         own = _own_whitening(images, settings.own_prior)
         bank = images.all() @ own.astype(np.float64)
         return replace(

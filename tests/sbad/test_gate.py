@@ -106,4 +106,6 @@ def test_a_surface_more_leaves_the_others_to_the_bit_and_goes_again() -> None:
     assert more.distances(draw("d", 1, 3)[0]).argmin() == 3
     less = more.without_surface(3)
     assert all(np.array_equal(getattr(less, name), getattr(gate, name)) for name in type(gate).__slots__)
+    near = gate.with_surface(draw("d", 12, 1), SETTINGS, typical=0.5).distances(draw("d", 1, 3)[0])
+    assert near[3] == pytest.approx(0.5 * more.distances(draw("d", 1, 3)[0])[3], rel=1e-5)
     assert np.array_equal(more.without_surface(0).distances(query)[0:2], gate.distances(query)[1:])
