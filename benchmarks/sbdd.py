@@ -77,7 +77,7 @@ def drawn() -> dict[str, Any]:
     surfaces = synthetic.SURFACES
     return by_name(
         {
-            name: [Run(f"drawn/{surface}", seed, None, m, p, {"epochs": 15}) for surface in surfaces for seed in SEEDS]
+            name: [Run(f"drawn/{surface}", seed, None, m, p) for surface in surfaces for seed in SEEDS]
             for name, m, p in LEVELS[:2]
         }
     )
