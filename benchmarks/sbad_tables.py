@@ -31,6 +31,7 @@ def sections() -> str:
         ("sbad_gzsl", "Knowing the unknown: every score on every track", tracks),
         ("sbad_gzsl", "Changed conditions: H (false alarms) at 5 %", changed),
         ("sbad_gzsl", "Defects do not make strangers", defects),
+        ("sbad_gallery", "Which surfaces are confused", confused),
         ("router_latency", "Milliseconds and size", latency),
         ("enrolment", "Enrolment from few images, 2 % budget", enrolment),
         ("sbad_paper", "The paper's table 4 on drawn surfaces", cells),
@@ -95,6 +96,22 @@ def defects(figures: dict[str, Any]) -> list[str]:
         if "false alarms, good@5%" in of:
             keys = [f"false alarms, {kind}@{budget}" for budget in ("5%", "2%") for kind in ("good", "defective")]
             lines += row(name, *(f"{of[key]['mean']:.1f}" for key in keys), head=False)
+    return lines
+
+
+def confused(figures: dict[str, Any]) -> list[str]:
+    """The pairs that let most through, the surfaces that alarm most."""
+    lines = [
+        f"Of {figures['splits']} random splits, at {figures['budget']:.0%}; the command also draws them, each beside "
+        "the nearest training image.",
+        "",
+        *row("unseen surface", "passes as", "images of all that were judged"),
+    ]
+    for one in figures["passed"][:8]:
+        lines += row(one["unseen"], one["passes as"], f"{one['images']} of {one['of']}", head=False)
+    lines += ["", *row("seen surface", "called unseen, of all test images")]
+    for one in figures["called unseen"][:8]:
+        lines += row(one["surface"], f"{one['called unseen']} of {one['of']}", head=False)
     return lines
 
 
