@@ -188,7 +188,7 @@ def unknown(figures: dict[str, Any]) -> list[Row]:
         ),
         ("– worst single unseen surface flagged, worst split", "≥ 80", f"{gate['worst unseen@5%']['min']:.0f} at 5 %"),
     ]
-    kinds = [name for name in tracks if name.startswith("changed: ") and name.endswith("edge") and "all" not in name]
+    kinds = [f"changed: {kind}, edge" for kind in ("gain", "gamma", "offset", "blur", "noise", "scale")]
     envelope = [tracks[name]["gate, envelope"] for name in kinds]
     rows += [
         (
