@@ -129,6 +129,16 @@ def test_an_audit_keeps_to_its_threshold_policy(trained: Trained, archive: Path,
         audit(trained, archive, out, policy=ThresholdRule.parse("fixed:3.3"))
 
 
+def test_an_audit_keeps_to_its_promise(trained: Trained, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    audit(trained, archive, out, promise="envelope")
+    router = trained.bundle.router.promising("envelope")
+    assert router.threshold() != trained.bundle.router.threshold()
+    assert set(rows_below(out)["unseen_threshold"].drop_nulls()) == {router.threshold()}
+    with pytest.raises(AuditError, match="promise: envelope there, plain asked for"):
+        audit(trained, archive, out)
+
+
 def test_a_manifest_can_take_the_place_of_a_lake(trained: Trained, tmp_path: Path) -> None:
     short = str(tmp_path / "short.parquet")
     lake.write_manifest(trained.manifest.slice(0, 9), short)
