@@ -32,6 +32,7 @@ def sections() -> str:
         ("sbad_gzsl", "Changed conditions: H (false alarms) at 5 %", changed),
         ("sbad_gzsl", "Defects do not make strangers", defects),
         ("sbad_gallery", "Which surfaces are confused", confused),
+        ("router_backbones", "Where the backbone is cut", cuts),
         ("router_latency", "Milliseconds and size", latency),
         ("enrolment", "Enrolment from few images, 2 % budget", enrolment),
         ("sbad_paper", "The paper's table 4 on drawn surfaces", cells),
@@ -112,6 +113,18 @@ def confused(figures: dict[str, Any]) -> list[str]:
     lines += ["", *row("seen surface", "called unseen, of all test images")]
     for one in figures["called unseen"][:8]:
         lines += row(one["surface"], f"{one['called unseen']} of {one['of']}", head=False)
+    return lines
+
+
+def cuts(figures: dict[str, Any]) -> list[str]:
+    """H, time and size by stages."""
+    edges = ", ".join(figures["edges"])
+    lines = row("stages", "numbers", "H at 5 %", "H at 2 %", f"envelope, edges of {edges}: H at 5 %", "crop, ms", "MB")
+    for one in figures["cuts"]:
+        cells = [lowest(one[key]) for key in ("H@5%", "H@2%", "edges, H@5%")]
+        first, last = one["stages"][0], one["stages"][-1]
+        size = [f"{one['crop_ms']:.1f}", f"{one['megabytes']:.2f}"]
+        lines += row(f"{first} to {last}", str(one["numbers"]), *cells, *size, head=False)
     return lines
 
 

@@ -111,6 +111,7 @@ def run_audit(
         images_per_second=num_judged / seconds if num_judged else None,
         actors=actors,
         unseen_budget=bundle.settings.router.false_alarm_rate,
+        promise=plan.promise,
         defect_budget=_defect_budget(bundle, policy),
     )
     summary = write_report(

@@ -15,6 +15,8 @@ from typing import Any
 import polars as pl
 from pydantic import TypeAdapter
 
+from sbdzsl.config import Promise
+
 SUMMARY_VERSION = 1
 
 #: Bins between the lowest and the highest score of a histogram; one or two more where an edge moves to the threshold.
@@ -34,7 +36,8 @@ class AuditFacts:
 
     `missing` holds the first few image ids of the manifest that have no row, `num_missing` counts all of them;
     `num_duplicates` counts ids with more than one row. `images_per_second` is None where this run judged nothing
-    because an earlier one had. The budgets are the false-alarm rates that the user asked for.
+    because an earlier one had. The budgets are the false-alarm rates that the user asked for;
+    `promise` says for which conditions the router's holds.
     """
 
     lake: str
@@ -53,6 +56,7 @@ class AuditFacts:
     images_per_second: float | None
     actors: int
     unseen_budget: float | None = None
+    promise: Promise = "plain"
     defect_budget: float | None = None
 
 

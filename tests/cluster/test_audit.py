@@ -135,6 +135,8 @@ def test_an_audit_keeps_to_its_promise(trained: Trained, archive: Path, tmp_path
     router = trained.bundle.router.promising("envelope")
     assert router.threshold() != trained.bundle.router.threshold()
     assert set(rows_below(out)["unseen_threshold"].drop_nulls()) == {router.threshold()}
+    assert json.loads((out / "summary.json").read_text())["facts"]["promise"] == "envelope"
+    assert "changes within the envelope" in (out / "report.html").read_text()
     with pytest.raises(AuditError, match="promise: envelope there, plain asked for"):
         audit(trained, archive, out)
 
