@@ -29,6 +29,13 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/sbdd.py
 	$(BIN)/python benchmarks/neu_boxes.py
 	$(BIN)/python benchmarks/runtimes.py
+	$(BIN)/python benchmarks/int8_ap.py
+	$(BIN)/python benchmarks/sbad_gzsl.py
+	$(BIN)/python benchmarks/sbad_gallery.py --out runs/gallery
+	$(BIN)/python benchmarks/router_backbones.py
+	$(BIN)/python benchmarks/router_latency.py
+	$(BIN)/python benchmarks/enrolment.py --seeds 2
+	$(BIN)/python benchmarks/sbad_read_out.py
 	$(BIN)/python benchmarks/first_slice.py
 	$(BIN)/python benchmarks/readme_table.py
 

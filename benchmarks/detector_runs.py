@@ -92,9 +92,7 @@ class Tested:
             "auroc": auroc(self.labels, self.scores),
             "fp": counts.false_positives,
             "fn": counts.false_negatives,
-            "best_f1_on_test": None
-            if best is None
-            else {"fp": best.confusion.false_positives, "fn": best.confusion.false_negatives},
+            "best_f1_on_test": errors_of(best),
             "pixel_ap": self.pixel_ap,
             "aupro": self.aupro,
             "val_ap": self.val_ap,

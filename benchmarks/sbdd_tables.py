@@ -47,6 +47,7 @@ def sections() -> str:
         ("sbdd_ablation", "One part of the recipe changed at a time, one seed", ablation),
         ("sbdd_robustness", "Other light, blur, noise and shift, at the stored threshold", robustness),
         ("runtimes", "Milliseconds an image, two threads", runtimes),
+        ("int8_ap", "What int8 costs: KolektorSDD at half size, three folds", int8),
         ("lite_forms", "What folding, layout and dense convolutions buy", forms),
     ):
         found = result(study)
@@ -207,6 +208,15 @@ def runtimes(figures: dict[str, Any]) -> list[str]:
                 what = f"{task}, batch {batch}"
                 lines += row(name, f"{size['parameters']:,}", f"{size['gmac']}", what, *cells, head=False)
     return [*lines, "", "In brackets: times faster than `reference` by the same runtime, one image at a time."]
+
+
+def int8(figures: dict[str, Any]) -> list[str]:
+    """AP before and after, by fold."""
+    lines = row("fold", "AP", "AP in int8", "verdicts changed")
+    for one in figures["folds"]:
+        changed = f"{one['verdicts_changed']} of {one['images']}"
+        lines += row(str(one["fold"]), f"{one['ap']:.4f}", f"{one['ap_int8']:.4f}", changed, head=False)
+    return lines
 
 
 def forms(figures: dict[str, Any]) -> list[str]:
