@@ -29,6 +29,16 @@ def test_inspect_json_is_the_inspectors_verdict(trained: Trained, capsys: pytest
         assert found[name] == json.loads(json.dumps(getattr(expected, name)))
 
 
+def test_inspect_keeps_the_promise_that_is_asked_for(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = trained.manifest["uri"].to_pylist()[0]
+    thresholds = {}
+    for promise in ("plain", "envelope"):
+        assert cli.main(["inspect", "--bundle", trained.bundle_url, "--json", "--promise", promise, uri]) == 0
+        thresholds[promise] = json.loads(capsys.readouterr().out)["unseen_threshold"]
+        assert thresholds[promise] == trained.bundle.router.promising(promise).threshold()
+    assert thresholds["plain"] != thresholds["envelope"]
+
+
 def test_inspect_gives_a_broken_file_its_code_and_the_others_their_verdict(
     trained: Trained, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
