@@ -36,7 +36,7 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/router_latency.py
 	$(BIN)/python benchmarks/enrolment.py --seeds 2
 	$(BIN)/python benchmarks/sbad_read_out.py
-	for study in cells parts length time; do $(BIN)/python benchmarks/sbad_paper.py $$study || exit 1; done
+	for study in cells parts length time yardsticks; do $(BIN)/python benchmarks/sbad_paper.py $$study || exit 1; done
 	$(BIN)/python benchmarks/first_slice.py
 	$(BIN)/python benchmarks/readme_table.py
 

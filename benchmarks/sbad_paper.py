@@ -4,6 +4,7 @@
     SBDZSL_SHARED=../shared python benchmarks/sbad_paper.py parts       # each part taken away, drawn and leathers
     SBDZSL_SHARED=../shared python benchmarks/sbad_paper.py length      # the most telling of them, at default length
     python benchmarks/sbad_paper.py time        # training for ten surfaces, features cached
+    python benchmarks/sbad_paper.py yardsticks  # the same pairs by the router's gate and by a plain neighbour
 
 Design, since 45 pairs x 8 cells x 5 seeds would take hours: `cells` runs (a) five pairs that hold each surface once,
 each with a seed of its own, in all eight cells, (b) all 45 pairs in the two cells of table 4, with one seed. `parts`
@@ -58,7 +59,7 @@ Runs = list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=("cells", "parts", "length", "time"))
+    parser.add_argument("study", choices=("cells", "parts", "length", "time", "yardsticks"))
     parser.add_argument("--vaegan-steps", type=int, default=60)
     parser.add_argument("--ce-vae-steps", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -66,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     settings = RouterSettings(vaegan_steps=arguments.vaegan_steps, ce_vae_steps=arguments.ce_vae_steps)
     deadline = time.monotonic() + 60 * arguments.minutes
-    {"cells": study_cells, "parts": study_parts, "length": study_length, "time": study_time}[arguments.study](
-        settings, deadline
-    )
+    studies = {"cells": study_cells, "parts": study_parts, "length": study_length, "time": study_time}
+    (studies | {"yardsticks": study_yardsticks})[arguments.study](settings, deadline)
     return 0
 
 
@@ -320,6 +320,19 @@ def measure_yardstick(
     figures = {"seen": detected.s, "unseen": detected.u, "h": detected.h, "naming": detected.naming}
     figures |= {"auroc": auroc(np.isin(truth, unseen), scores), "train_s": train_s}
     return {"unseen_surfaces": list(unseen), "seed": seed} | rounded(figures)
+
+
+def study_yardsticks(settings: RouterSettings, deadline: float) -> None:
+    """All pairs without any network: the router's gate, and a plain neighbour. Neither was chosen on these surfaces."""
+    collection = sources.drawn(cached_embed(settings), ImageSettings())
+    pairs = [pair for one in round_robin(sorted(collection.surfaces)) for pair in one]
+    rows: dict[str, Runs] = {
+        name: [measure_yardstick(collection, pair, fit, settings, 0) for pair in pairs]
+        for name, fit in YARDSTICKS.items()
+    }
+    found = summary(rows)
+    record("sbad_paper_yardsticks", {"settings": settings.model_dump(mode="json"), "all pairs": found, "runs": rows})
+    print_table("all pairs", found)
 
 
 def study_time(settings: RouterSettings, deadline: float) -> None:

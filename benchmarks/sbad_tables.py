@@ -36,6 +36,7 @@ def sections() -> str:
         ("router_latency", "Milliseconds and size", latency),
         ("enrolment", "Enrolment from few images, 2 % budget", enrolment),
         ("sbad_paper", "The paper's table 4 on drawn surfaces", cells),
+        ("sbad_paper_yardsticks", "The same 45 pairs without any network", yardsticks),
         ("sbad_paper_parts", "Does VAEGAN earn its place? Short training", parts_taken_away),
         ("sbad_paper_length", "The same at the default length of training", parts_taken_away),
         ("sbad_paper_time", "Training for ten surfaces, features cached", training_time),
@@ -170,6 +171,16 @@ def cells(figures: dict[str, Any]) -> list[str]:
             theirs = "" if published is None else " / ".join(f"{value:.2f}" for value in published.values())
             ours = [f"{found[key]['mean']:.1f}" for key in ("seen", "unseen", "h", "zsl")]
             lines += row(f"{name}, {title}", *ours, theirs, head=False)
+    return lines
+
+
+def yardsticks(figures: dict[str, Any]) -> list[str]:
+    """Gate and plain neighbour."""
+    lines = row("score", "S", "U", "H (worst)", "AUROC")
+    for name, found in figures["all pairs"].items():
+        two = [f"{found[key]['mean']:.1f}" for key in ("seen", "unseen")]
+        h = f"{found['h']['mean']:.1f} ({found['h']['worst']:.1f})"
+        lines += row(name, *two, h, f"{found['auroc']['mean']:.1f}", head=False)
     return lines
 
 
