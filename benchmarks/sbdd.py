@@ -57,10 +57,10 @@ def labels() -> dict[str, Any]:
 
 
 def labels_half() -> dict[str, Any]:
-    """The two levels without masks again at half size, the default, at which a crack is as wide as a drawn one."""
+    """The levels without masks at half size, the default, at which a crack is as wide as a drawn one; three seeds."""
     return by_name(
         {
-            name: [Run("kolektorsdd", k, (k, FOLDS), masks, positives) for k in range(FOLDS)]
+            name: [Run("kolektorsdd", seed, (k, FOLDS), masks, positives) for seed in SEEDS for k in range(FOLDS)]
             for name, masks, positives in LEVELS[:2]
         }
     )

@@ -37,7 +37,7 @@ def sections() -> str:
     for study, title, lines_of in (
         ("sbdd_kolektorsdd", "KolektorSDD, all masks: three folds by item, three seeds", kolektorsdd),
         ("sbdd_labels", "KolektorSDD, fewer labels, native size: three folds, each with its own seed", labels),
-        ("sbdd_labels_half", "The same at half size, the default", labels),
+        ("sbdd_labels_half", "The same at half size, the default, three seeds", labels),
         ("sbdd_dagm", "DAGM class 1 (shared part), three seeds", by_level),
         ("sbdd_drawn", "Ten drawn surfaces, three seeds each", by_level),
         ("sbdd_tile", "Magnetic tile, all kinds as one class, five splits by group", tile),
