@@ -294,7 +294,7 @@ def table() -> str:
         if row is None:
             continue
         for number, (what, goal, measured) in enumerate(rows_of(row["figures"])):
-            command = f"`{COMMANDS.get(study, row['command'])}`" if number == 0 else ""
+            command = f"`{COMMANDS.get(study, sbdd_tables.command_of(row))}`" if number == 0 else ""
             lines.append(f"| {what} | {goal} | {measured} | {command} |")
     return "\n".join(lines)
 

@@ -28,13 +28,14 @@ ONE_FOR_ALL = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], `copies` [N, C, D]."""
+    """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], `copies` [N, C, D]
+    or None."""
 
     features: Features
     labels: NDArray[np.int64]
     names: list[str]
     groups: list[str]
-    copies: Features
+    copies: Features | None
     seed: int
 
     def scaled(self) -> tuple[Features, Callable[[Features], Features]]:

@@ -26,7 +26,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from record import record, shared_data
+from router_scores import Score, Training, cosine_neighbour, gate
+from vaegan_parts import Variant, variants
 
 import sbdzsl
 from sbdzsl.calibration import choose_threshold
@@ -46,9 +48,7 @@ from sbdzsl.reproduce.sources import Collection, Embed
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.feature_gan import FeatureGAN
-from sbdzsl.sbad.gate import fit_gate
 from sbdzsl.sbad.reading import fit_reading
-from sbdzsl.sbad.vaegan import VAEGAN
 
 SHOWN = ("seen", "unseen", "h", "auroc", "naming", "unseen_by_name", "zsl", "train_s")
 NUM_SEEDS = 5
@@ -154,7 +154,9 @@ def run(
 @functools.cache
 def code_digest() -> str:
     """Of the code that a run depends on."""
-    files = (*sorted((PACKAGE / "sbad").glob("*.py")), PACKAGE / "reproduce" / "routers.py", Path(__file__))
+    here = Path(__file__)
+    files = (*sorted((PACKAGE / "sbad").glob("*.py")), PACKAGE / "reproduce" / "routers.py", here)
+    files += (here.with_name("vaegan_parts.py"),)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -169,71 +171,6 @@ def features_digest(collection: Collection) -> str:
 
 def rounded(figures: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 4) for name, value in figures.items()}
-
-
-# What each part brings: VAEGAN without it, on the same features, pairs and seeds.
-
-
-class NoCritic(VAEGAN):
-    """A VAE whose generated features Encoder-2 reads, without an adversary."""
-
-    gan_weight = 0.0
-
-
-class NoKL(VAEGAN):
-    """The code may lie anywhere."""
-
-    kl_weight = 0.0
-
-
-class NoFakes(VAEGAN):
-    """Encoder-2 reads real features alone. Nothing else of the GAN reaches it, so this is also "no GAN"."""
-
-    fake_weight = 0.0
-
-
-class FakesThroughout(VAEGAN):
-    """Generated features as the paper has them: from the first step, with the weight of real ones."""
-
-    fake_weight = 1.0
-
-    def second_pass(self, step: int, num_steps: int) -> bool:
-        """From the first step on."""
-        return True
-
-
-class NoGAN(VAEGAN):
-    """No encoder, generator or critic at all: Encoder-2 alone, with the same steps. What is left is a regression."""
-
-    def critic_loss(self, x: torch.Tensor, a: torch.Tensor, generator: torch.Generator, second: bool) -> torch.Tensor:
-        """Nothing to learn."""
-        return self.critic(x, a).sum() * 0
-
-    def generator_loss(
-        self, x: torch.Tensor, a: torch.Tensor, generator: torch.Generator, second: bool
-    ) -> torch.Tensor:
-        """Eq. 4 on real features."""
-        return self.read_loss(x, a)
-
-
-Variant = tuple[str, RouterSettings, "type[FeatureGAN] | None"]
-
-
-def variants(settings: RouterSettings) -> Iterator[Variant]:
-    def other(**fields: Any) -> RouterSettings:
-        return settings.model_copy(update=fields)
-
-    yield "VAEGAN, whole", settings, None
-    yield "no generated features to Encoder-2", settings, NoFakes
-    yield "no GAN at all: Encoder-2 alone", settings, NoGAN
-    yield "no critic", settings, NoCritic
-    yield "no KL", settings, NoKL
-    yield "generated features throughout, full weight", settings, FakesThroughout
-    yield "real CE", other(class_embedding="real"), None
-    yield "L1", other(reading_loss="l1"), None
-    yield "TF-VAEGAN, L1", other(generator="tf-vaegan", reading_loss="l1"), None
-    default = RouterSettings()
-    yield "as by default", other(vaegan_steps=default.vaegan_steps, ce_vae_steps=default.ce_vae_steps), None
 
 
 def study_parts(settings: RouterSettings, deadline: float) -> None:
@@ -260,7 +197,9 @@ def ablation(study: str, chosen: Sequence[Variant], settings: RouterSettings, de
             for variant, changed, network in chosen:
                 run(rows[name], variant, collection, unseen, changed, seed, deadline, network)
             for variant, fit in YARDSTICKS.items():
-                rows[name].setdefault(variant, []).append(measure_yardstick(collection, unseen, fit, settings, seed))
+                rows[name].setdefault(variant, []).append(
+                    measure_yardstick(collection, unseen, fit(settings), settings, seed)
+                )
     figures = {name: summary(found) for name, found in rows.items()}
     notes = [note for collection in collections.values() for note in collection.notes]
     record(study, {"settings": settings.model_dump(mode="json"), "notes": notes} | figures | {"runs": rows})
@@ -276,42 +215,31 @@ def unseen_of(name: str, collection: Collection, seed: int) -> tuple[str, ...]:
     return tuple(sorted(np.random.default_rng(seed).permutation(names)[round(0.8 * len(names)) :]))
 
 
-Fit = Callable[[NDArray[np.float32], NDArray[np.int64], RouterSettings], Callable[[NDArray[np.float32]], Any]]
-
-
-def fit_cosine(
-    features: NDArray[np.float32], labels: NDArray[np.int64], settings: RouterSettings
-) -> Callable[[NDArray[np.float32]], Any]:
-    """The plain yardstick: z-score, then one minus the cosine to the nearest training image of each surface."""
-    centre, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-
-    def unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        z = (x - centre) / spread
-        return z / np.linalg.norm(z, axis=-1, keepdims=True)
-
-    bank = unit(features)
-    return lambda x: np.array([1 - (bank[labels == one] @ unit(x)).max() for one in range(labels.max() + 1)])
-
-
-YARDSTICKS: dict[str, Fit] = {
-    "nearest neighbour, cosine": fit_cosine,
-    "the router's own gate": lambda x, labels, settings: fit_gate(x, labels, settings).distances,
+#: What needs no network, by the scores that `sbad_gzsl.py` compares.
+YARDSTICKS: dict[str, Callable[[RouterSettings], Callable[[Training], Score]]] = {
+    "nearest neighbour, cosine": lambda _: cosine_neighbour,
+    "the router's own gate": gate,
 }
 
 
 def measure_yardstick(
-    collection: Collection, unseen: Sequence[str], fit: Fit, settings: RouterSettings, seed: int
+    collection: Collection,
+    unseen: Sequence[str],
+    fit: Callable[[Training], Score],
+    settings: RouterSettings,
+    seed: int,
 ) -> dict[str, Any]:
     known = sorted(set(collection.surfaces) - set(unseen))
     train = [collection.surfaces[name].train for name in known]
+    features, labels = np.concatenate(train), np.repeat(np.arange(len(known)), [len(part) for part in train])
+    images = [f"{number:06d}" for number in range(len(features))]
     started = time.monotonic()
-    labels = np.repeat(np.arange(len(known)), [len(part) for part in train])
-    distances = fit(np.concatenate(train), labels, settings)
+    distances = fit(Training(features, labels, known, images, None, seed))
     train_s = time.monotonic() - started
     parts = [collection.surfaces[name].test for name in known] + [collection.surfaces[name].unseen for name in unseen]
     truth = np.repeat([*known, *unseen], [len(part) for part in parts])
-    found = np.array([distances(row) for part in parts for row in part])
-    good = np.array([distances(row).min() for name in known for row in collection.surfaces[name].calibration])
+    found = distances(np.concatenate(parts))
+    good = distances(np.concatenate([collection.surfaces[name].calibration for name in known])).min(axis=1)
     threshold = choose_threshold(ThresholdRule("false-alarm-rate", settings.false_alarm_rate), good, np.empty(0)).value
     scores = found.min(axis=1)
     detected = zero_shot_figures(
@@ -327,7 +255,7 @@ def study_yardsticks(settings: RouterSettings, deadline: float) -> None:
     collection = sources.drawn(cached_embed(settings), ImageSettings())
     pairs = [pair for one in round_robin(sorted(collection.surfaces)) for pair in one]
     rows: dict[str, Runs] = {
-        name: [measure_yardstick(collection, pair, fit, settings, 0) for pair in pairs]
+        name: [measure_yardstick(collection, pair, fit(settings), settings, 0) for pair in pairs]
         for name, fit in YARDSTICKS.items()
     }
     found = summary(rows)

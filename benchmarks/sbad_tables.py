@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sbdd_tables import result, row
+from sbdd_tables import command_of, result, row
 
 #: Sections of the README: recorded study, title, what makes its lines.
 Spread = dict[str, float]
@@ -44,7 +44,7 @@ def sections() -> str:
     ):
         found = result(study)
         if found is not None:
-            parts += [f"### {title}", "", f"`{found['command']}`", "", *lines_of(found["figures"]), ""]
+            parts += [f"### {title}", "", f"`{command_of(found)}`", "", *lines_of(found["figures"]), ""]
     return "\n".join(parts).strip()
 
 

@@ -8,6 +8,7 @@ The tables are written into `sbdzsl/sbdd/README.md` by `readme_table.py`.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def result(study: str) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
+def command_of(found: dict[str, Any]) -> str:
+    """What makes the result anew: without a time limit, by which a study may have been recorded in several goes."""
+    return re.sub(r" --minutes \S+", "", found["command"])
+
+
 def sections() -> str:
     """All tables in Markdown, one section a recorded study, each with the command that made it."""
     parts = []
@@ -52,7 +58,7 @@ def sections() -> str:
     ):
         found = result(study)
         if found is not None:
-            parts += [f"### {title}", "", f"`{found['command']}`", "", *lines_of(found["figures"]), ""]
+            parts += [f"### {title}", "", f"`{command_of(found)}`", "", *lines_of(found["figures"]), ""]
     return "\n".join(parts).strip()
 
 

@@ -1,10 +1,11 @@
-"""The parts of benchmarks/sbad_paper.py that its figures stand on."""
+"""What the figures of benchmarks/sbad_paper.py stand on."""
 
 import itertools
 
 import pytest
 import sbad_paper as study
 import torch
+import vaegan_parts as parts
 
 from sbdzsl.config import RouterSettings
 
@@ -32,7 +33,7 @@ def test_gains_are_taken_between_twins_of_one_pair() -> None:
     assert against["vaegan, real CE, mse minus tf-vaegan"]["mean"] == 40
 
 
-@pytest.mark.parametrize("network", [study.NoFakes, study.NoGAN])
+@pytest.mark.parametrize("network", [parts.NoFakes, parts.NoGAN])
 def test_without_generated_features_nothing_of_the_gan_reaches_encoder_2(network: type) -> None:
     """The reader's gradient in the second pass is that of real features alone."""
     x, a = torch.rand(8, 12), torch.rand(8, 3)
@@ -46,10 +47,10 @@ def test_without_generated_features_nothing_of_the_gan_reaches_encoder_2(network
 
 def test_without_a_critic_or_kl_their_terms_are_gone() -> None:
     x, a = torch.rand(8, 12), torch.rand(8, 3)
-    built = study.NoCritic(12, 3, SETTINGS)
+    built = parts.NoCritic(12, 3, SETTINGS)
     assert built.critic_loss(x, a, torch.Generator().manual_seed(0), False).item() == 0
     torch.manual_seed(0)
-    whole, without = study.VAEGAN(12, 3, SETTINGS), study.NoKL(12, 3, SETTINGS)
+    whole, without = parts.VAEGAN(12, 3, SETTINGS), parts.NoKL(12, 3, SETTINGS)
     without.load_state_dict(whole.state_dict())
     with torch.no_grad():
         losses = [one.vae_gan_loss(x, a, torch.Generator().manual_seed(0), False)[0] for one in (whole, without)]

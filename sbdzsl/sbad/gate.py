@@ -39,7 +39,7 @@ _MIN_DEVIATION = 0.05
 _MIN_DISTANCE = 1e-9
 _FOLDS = 5
 # Spread below this share of the largest counts as none: it is rounding, and dividing by it would blow rounding up.
-RELATIVE_FLOOR = 1e-6
+_RELATIVE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def fit_gate(
     """
     x = features.astype(np.float64)
     centre, spread = x.mean(axis=0).astype(np.float32), x.std(axis=0)
-    varies = spread > RELATIVE_FLOOR * (np.abs(centre) + 1)
+    varies = spread > _RELATIVE_FLOOR * (np.abs(centre) + 1)
     inverse_spread = np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)
     axes = inverse_spread[:, None] * _principal_axes((x - centre) * inverse_spread, settings.pca_dims)
 
@@ -243,7 +243,7 @@ def _scale_and_exponent(logs: Array, mean: float, deviation: float) -> tuple[flo
 def _principal_axes(z: Array, dims: int) -> Array:
     """[N, D] centred -> [D, P]: the directions of largest variance, P <= dims as far as the data carry them."""
     _, strengths, axes = np.linalg.svd(z, full_matrices=False)
-    carried = int((strengths > RELATIVE_FLOOR * strengths[0]).sum()) if strengths[0] > 0 else 0
+    carried = int((strengths > _RELATIVE_FLOOR * strengths[0]).sum()) if strengths[0] > 0 else 0
     return axes[: max(1, min(dims, carried))].T
 
 
@@ -263,5 +263,5 @@ def _inverse_root(covariance: Array, shrinkage: float) -> Array:
         return np.eye(dims)
     shrunk = (1 - shrinkage) * covariance + shrinkage * typical * np.eye(dims)
     variances, directions = np.linalg.eigh(shrunk)
-    floor = max(RELATIVE_FLOOR * variances[-1], np.finfo(np.float64).tiny)
+    floor = max(_RELATIVE_FLOOR * variances[-1], np.finfo(np.float64).tiny)
     return np.asarray(directions / np.sqrt(np.maximum(variances, floor)))
