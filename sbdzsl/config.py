@@ -223,21 +223,54 @@ class TrainSettings(Settings):
         )
 
 
+class PriceSettings(Settings):
+    """What the store and the machines cost: for the estimate of `--dry-run` alone."""
+
+    currency: str = Field("USD")
+    get_per_1000: float = Field(0.0, ge=0, description="reading requests")
+    put_per_1000: float = Field(0.0, ge=0, description="writing and listing requests")
+    read_per_gb: float = Field(0.0, ge=0, description="bytes read, such as retrieval from an infrequent-access class")
+    cpu_hour: float = Field(0.0, ge=0, description="one CPU for an hour")
+
+
 class AuditSettings(Settings):
-    """How an audit is cut up and run; its results do not depend on these."""
+    """Which images an audit takes, when it stops, and how it is run.
+
+    What is judged, and by which threshold, follows from the first group; verdicts do not depend on the others.
+    """
+
+    include: tuple[str, ...] = Field((), description="globs below the lake, of which an image has to match one")
+    exclude: tuple[str, ...] = Field((), description="globs below the lake, of which an image may match none")
+    sample: float | None = Field(None, gt=0, le=1, description="share of the images, always the same ones")
+    limit: int | None = Field(None, ge=1, description="so many images at most")
+    newest_first: bool = Field(False, description="by the time of change; needs memory for the whole manifest")
+    surface_policies: dict[str, RuleSetting] = Field(
+        default_factory=dict, description=f"per surface a threshold policy of its own: {POLICY_FORMS}"
+    )
+
+    max_errors: float | None = Field(
+        None, ge=0, le=1, description="the audit stops when more than this share of images cannot be judged"
+    )
+    max_minutes: float | None = Field(None, gt=0, description="no shard is begun after so long; run again to go on")
+    stall_timeout_s: float = Field(
+        600.0, gt=0, description="no shard finished for so long: the audit stops and names those that are stuck"
+    )
+    read_timeout_s: float = Field(
+        120.0, gt=0, description="images that are not read by then, with nothing else to do, are rows `unreachable`"
+    )
 
     shard_size: int | None = Field(None, ge=1, description="images a shard; none: chosen from the size of the manifest")
-    actors: int | None = Field(None, ge=1, description="none: one per CPU of the cluster")
-    cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: float = Field(0.0, ge=0)
-    readers_per_actor: int = Field(4, ge=1, description="threads that read and decode ahead of the nets")
+    actors: int | None = Field(None, ge=1, description="none: as many as the cluster holds")
+    cpus_per_actor: float | None = Field(None, gt=0, description="none: 1; beside a GPU its share of the node's CPUs")
+    gpus_per_actor: float | None = Field(None, ge=0, description="none: 1 where the cluster has GPUs and runs torch")
+    readers_per_actor: int | None = Field(
+        None, ge=1, description="threads that read and decode ahead of the nets; none: 4, from a remote lake 16"
+    )
     max_memory_mb: float | None = Field(
         None, ge=192, description="of judging one image; none: as each detector's settings say"
     )
     gallery_size: int = Field(24, ge=0, description="images in the report's gallery, per kind")
-    stall_timeout_s: float = Field(
-        600.0, gt=0, description="no shard finished for so long: the audit stops and says so"
-    )
+    prices: PriceSettings = Field(PriceSettings(), description="for the estimate of --dry-run")
 
 
 S = TypeVar("S", bound=Settings)

@@ -14,7 +14,7 @@ class SbdzslError(Exception):
     """Root of all errors that sbdzsl raises on purpose.
 
     `CODES` maps each stable code of a class to its HTTP status; `exit_code` is what a command ends with:
-    1 the work failed, 2 the call is wrong.
+    1 the work failed, 2 the call is wrong, 3 stopped where the user wanted it to.
     """
 
     CODES: ClassVar[dict[str, int]] = {}
@@ -119,4 +119,12 @@ class AuditError(SbdzslError):
         "no-resources": 503,
         "incomplete": 500,
         "stalled": 500,
+        "crashing": 500,
     }
+
+
+class AuditStopped(SbdzslError):
+    """An audit stopped in good order where the user wanted it to; the same command goes on."""
+
+    CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}
+    exit_code: ClassVar[int] = 3

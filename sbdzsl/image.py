@@ -111,6 +111,16 @@ def decode(data: bytes, settings: ImageSettings = _DEFAULTS, bit_depth: int | No
     return Image(pixels, white, depth, _format(header), hashlib.sha256(data).hexdigest())
 
 
+def decoded_bytes(data: bytes) -> int:
+    """Bytes of memory that the pixels of a file will take, as its header says; 0 where it has none that can be read."""
+    try:
+        header = _read_header(data)
+    except ImageError:
+        return 0
+    sample = 2 if "16" in header.mode else {"I": 4, "F": 4}.get(header.mode, 1)
+    return int(header.width * header.height * len(header.getbands()) * sample)
+
+
 def _read_header(data: bytes) -> PIL.Image.Image:
     """Open the file without decoding it; its format is found from the content, never from a name."""
     try:

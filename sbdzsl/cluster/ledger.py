@@ -1,71 +1,39 @@
-"""The audit's ledger: what an output folder says about an audit. No Ray in here.
+"""The audit's ledger: what its output folder says has been done. No Ray in here.
 
-    audit.json              the plan, written once: bundle, manifest, shard size, threshold policy, runtime
-    manifest-<digest>.parquet   the images; shard k is its row group k
-    parts/part-<k>.parquet  the verdicts of shard k, written once
+    parts/0001-000000.parquet            the verdicts of shard 0 of run 1, written once; all parts are one data set
+    runs/0001/started/000000/*.json      who began shard 0, and when: one small file an attempt
 
 A shard is done when its part exists. So every image has exactly one row by construction, whoever died and whoever woke
-up late; `reconcile` proves it from the files.
+up late; `reconcile` proves it from the files, a shard at a time.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
+import socket
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from sbdzsl import lake
-from sbdzsl.config import Promise
-from sbdzsl.errors import AuditError, LakeError
+from sbdzsl.cluster.plan import Plan, find_plans, part_name
+from sbdzsl.errors import LakeError
 from sbdzsl.verdict import VERDICT_SCHEMA, Verdict, to_parquet
 
-PLAN = "audit.json"
-PLAN_VERSION = 1
-#: An actor judges about 30 images a second and core: a full shard is half a minute of work, the most a kill can lose.
-MAX_SHARD_SIZE = 1024
-#: Small archives are cut this fine, so that all actors have work and progress is seen.
-MIN_SHARDS = 32
-MIN_SHARD_SIZE = 8
 #: Of the ids that do not reconcile, so many are named.
 MAX_NAMED_IDS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an audit does, fixed at its first start. All URLs absolute."""
-
-    out: str
-    source: str
-    bundle_digest: str
-    policy: str | None
-    manifest_digest: str
-    num_images: int
-    shard_size: int
-    created_at: str
-    runtime: str = "torch"
-    promise: Promise = "plain"
-
-    @property
-    def num_shards(self) -> int:
-        """Shards are numbered from 0 to this, exclusive."""
-        return math.ceil(self.num_images / self.shard_size)
-
-    @property
-    def manifest_uri(self) -> str:
-        """The manifest as it was when the audit started."""
-        return lake.join(self.out, f"manifest-{self.manifest_digest[:16]}.parquet")
-
-    def part_uri(self, shard: int) -> str:
-        """Where the verdicts of a shard go. The name depends on the shard alone."""
-        return lake.join(self.out, "parts", f"part-{shard:06d}.parquet")
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,102 +42,101 @@ class ImageRef:
 
     image_id: str
     uri: str
+    size_bytes: int | None
+    modified_at: datetime | None
     bit_depth: int | None
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start at a shard: for which start of the audit, by which process of which host, and when."""
+
+    shard: int
+    session: str
+    host: str
+    pid: int
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """Manifest against rows. `missing` and `unexpected` name at most `MAX_NAMED_IDS` ids."""
+    """The images of all runs against rows. `missing` and `unexpected` name at most `MAX_NAMED_IDS` ids.
+
+    `strays` are files beside the parts that belong to no shard: their rows would be counted by whoever reads the folder.
+    """
 
     num_manifest: int
     num_rows: int
     num_missing: int
     num_duplicates: int
     num_unexpected: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """Every image of the manifest has exactly one row, and there is no other row."""
-        return self.num_missing == self.num_duplicates == self.num_unexpected == 0
-
-
-def find_plan(out: str) -> Plan | None:
-    """The plan of the audit in `out`, None if there is none. Raises `AuditError` "other-audit" if it cannot be read."""
-    uri = lake.join(out, PLAN)
-    if not lake.exists(uri):
-        return None
-    try:
-        values = json.loads(lake.read_bytes(uri))
-        version = values.pop("version")
-        if version != PLAN_VERSION:
-            raise AuditError("other-audit", f"{uri} is of version {version}, this sbdzsl writes {PLAN_VERSION}")
-        return Plan(**values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuditError("other-audit", f"{uri} is no audit plan ({error}); choose another --out") from None
-
-
-def make_plan(
-    out: str,
-    source: str,
-    bundle_digest: str,
-    policy: str | None,
-    manifest: pa.Table,
-    shard_size: int | None,
-    now: str,
-    runtime: str = "torch",
-    promise: Promise = "plain",
-) -> Plan:
-    """Pin a new audit: write its manifest, then its plan. If another start was first, its plan is taken and checked."""
-    num_images = manifest.num_rows
-    size = shard_size or choose_shard_size(num_images)
-    plan = Plan(
-        out, source, bundle_digest, policy, lake.manifest_digest(manifest), num_images, size, now, runtime, promise
-    )
-    lake.write_manifest(manifest, plan.manifest_uri, row_group_size=size)
-    text = json.dumps(asdict(plan) | {"version": PLAN_VERSION}, indent=2)
-    lake.write_once(lake.join(out, PLAN), text.encode())
-    # Read back whoever won, so that two starts at once go on with one plan.
-    pinned = find_plan(out)
-    assert pinned is not None
-    require_same(pinned, source, bundle_digest, policy, runtime, promise)
-    return pinned
-
-
-def choose_shard_size(num_images: int) -> int:
-    """Images a shard: at least `MIN_SHARDS` shards where the archive is large enough, none above `MAX_SHARD_SIZE`."""
-    return max(MIN_SHARD_SIZE, min(MAX_SHARD_SIZE, math.ceil(num_images / MIN_SHARDS)))
-
-
-def require_same(
-    plan: Plan,
-    source: str,
-    bundle_digest: str,
-    policy: str | None,
-    runtime: str = "torch",
-    promise: Promise = "plain",
-) -> None:
-    """Raise `AuditError` "other-audit" unless the plan is of the same source, bundle, policy, promise and runtime."""
-    asked = {"source": source, "bundle_digest": bundle_digest, "policy": policy, "runtime": runtime, "promise": promise}
-    found = {name: getattr(plan, name) for name in asked}
-    differs = [f"{name}: {found[name]} there, {asked[name]} asked for" for name in asked if found[name] != asked[name]]
-    if differs:
-        raise AuditError("other-audit", f"{plan.out} holds another audit ({'; '.join(differs)}); choose another --out")
+        return self.num_missing == self.num_duplicates == self.num_unexpected == len(self.strays) == 0
 
 
 def shard_images(plan: Plan, shard: int) -> list[ImageRef]:
-    """The images of one shard, read from its row group of the manifest alone."""
-    filesystem, path = lake.filesystem(plan.manifest_uri)
-    with filesystem.open(path, "rb") as stream:
-        table = pq.ParquetFile(stream).read_row_group(shard, columns=["image_id", "uri", "bit_depth"])
-    return [ImageRef(row["image_id"], row["uri"], row["bit_depth"]) for row in table.to_pylist()]
+    """The images of one shard."""
+    columns = ["image_id", "uri", "size_bytes", "modified_at", "bit_depth"]
+    table = _read(plan.shard_uri(shard), columns)
+    return [ImageRef(**row) for row in table.to_pylist()]
+
+
+def _read(uri: str, columns: Sequence[str]) -> pa.Table:
+    return pq.read_table(pa.BufferReader(lake.read_bytes(uri)), columns=list(columns))
 
 
 def done_shards(plan: Plan) -> frozenset[int]:
-    """Shards whose part exists, by one listing."""
-    names = (file.uri.rsplit("/", 1)[-1] for file in _parts(plan))
-    return frozenset(int(match[1]) for name in names if (match := re.fullmatch(r"part-(\d+)\.parquet", name)))
+    """Shards of a run whose part exists, by one listing."""
+    shards = (re.fullmatch(rf"{plan.run:04d}-(\d+)\.parquet", name) for name in _part_names(plan.out))
+    return frozenset(int(match[1]) for match in shards if match)
+
+
+def missing_shards(plan: Plan) -> list[int]:
+    """Shards that are still to be judged, in order."""
+    done = done_shards(plan)
+    return [shard for shard in range(plan.num_shards) if shard not in done]
+
+
+def _part_names(out: str) -> list[str]:
+    folder = lake.join(out, "parts")
+    if not lake.exists(folder):
+        return []
+    names = (file.uri.rsplit("/", 1)[-1] for file in lake.list_files(folder))
+    return [name for name in names if name.endswith(".parquet") and not name.startswith(".")]
+
+
+def is_done(plan: Plan, shard: int) -> bool:
+    """Whether the part of a shard exists."""
+    return lake.exists(plan.part_uri(shard))
+
+
+def note_attempt(plan: Plan, shard: int, session: str) -> None:
+    """Write down that this process begins a shard, for the start of the audit that `session` names."""
+    now = datetime.now(timezone.utc)
+    attempt = Attempt(shard, session, socket.gethostname(), os.getpid(), now)
+    text = json.dumps(asdict(attempt) | {"started_at": now.isoformat()})
+    lake.write_bytes(lake.join(_attempts_folder(plan, shard), f"{uuid.uuid4().hex[:12]}.json"), text.encode())
+
+
+def attempts(plan: Plan, shard: int | None = None) -> list[Attempt]:
+    """All starts at one shard, or at all of them, the oldest first."""
+    folder = _attempts_folder(plan, shard)
+    if not lake.exists(folder):
+        return []
+    values = [json.loads(lake.read_bytes(file.uri)) for file in lake.list_files(folder)]
+    found = [Attempt(**one | {"started_at": datetime.fromisoformat(one["started_at"])}) for one in values]
+    return sorted(found, key=lambda attempt: attempt.started_at)
+
+
+def _attempts_folder(plan: Plan, shard: int | None) -> str:
+    folder = lake.join(plan.folder, "started")
+    return folder if shard is None else lake.join(folder, f"{shard:06d}")
 
 
 def write_part(plan: Plan, shard: int, verdicts: list[Verdict]) -> bool:
@@ -177,18 +144,38 @@ def write_part(plan: Plan, shard: int, verdicts: list[Verdict]) -> bool:
     return lake.write_once(plan.part_uri(shard), to_parquet(verdicts))
 
 
-def verdict_rows(plan: Plan) -> pl.LazyFrame:
-    """All verdict rows of the audit, lazily."""
-    uris = [plan.part_uri(shard) for shard in sorted(done_shards(plan))]
+def verdict_rows(plans: Sequence[Plan]) -> pl.LazyFrame:
+    """All verdict rows of some runs, lazily."""
+    uris = [plan.part_uri(shard) for plan in plans for shard in sorted(done_shards(plan))]
     if not uris:
         empty = pl.from_arrow(VERDICT_SCHEMA.empty_table())
         assert isinstance(empty, pl.DataFrame)
         return empty.lazy()
-    filesystem, _ = lake.filesystem(plan.out)
+    filesystem, _ = lake.filesystem(uris[0])
     paths = [lake.filesystem(uri)[1] for uri in uris]
     return pl.scan_pyarrow_dataset(
         pyarrow.dataset.dataset(paths, VERDICT_SCHEMA, format="parquet", filesystem=filesystem)
     )
+
+
+def audit_rows(out: str) -> pl.LazyFrame:
+    """All verdict rows of the audit in `out`, lazily. Raises `LakeError` "not-found" where there is no audit."""
+    return verdict_rows(_plans_of(out))
+
+
+def _plans_of(out: str) -> tuple[Plan, ...]:
+    plans = find_plans(out)
+    if not plans:
+        raise LakeError("not-found", f"no audit at {out}: expected a folder that `sbdzsl audit` wrote")
+    return plans
+
+
+def judged_ids(plans: Sequence[Plan]) -> pl.DataFrame:
+    """Ids of all images that these runs have taken, in one column `image_id`: some 60 bytes each in memory."""
+    uris = [plan.shard_uri(shard) for plan in plans for shard in range(plan.num_shards)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        ids = pool.map(lambda uri: pl.from_arrow(_read(uri, ["image_id"])), uris)
+        return pl.concat([pl.DataFrame(schema={"image_id": pl.String}), *ids])
 
 
 def unseen_images(out: str) -> pa.Table:
@@ -196,39 +183,57 @@ def unseen_images(out: str) -> pa.Table:
 
     Raises `LakeError` "not-found" where there is no audit.
     """
-    plan = find_plan(out)
-    if plan is None:
-        raise LakeError("not-found", f"no audit at {out}: expected a folder that `sbdzsl audit` wrote")
-    unseen = verdict_rows(plan).filter(pl.col("verdict") == "unseen").select("image_id").collect()
+    plans = _plans_of(out)
+    unseen = verdict_rows(plans).filter(pl.col("verdict") == "unseen").select("image_id").collect()
     ids = pa.array(unseen["image_id"].to_list(), pa.string())
-    filesystem, path = lake.filesystem(plan.manifest_uri)
-    with filesystem.open(path, "rb") as stream:
-        file = pq.ParquetFile(stream)
-        shards = (file.read_row_group(shard) for shard in range(file.num_row_groups))
-        found = [shard.filter(pc.is_in(shard["image_id"], value_set=ids)) for shard in shards]
+    shards = (lake.read_manifest(plan.shard_uri(shard)) for plan in plans for shard in range(plan.num_shards))
+    found = [shard.filter(pa.compute.is_in(shard["image_id"], value_set=ids)) for shard in shards]
     return pa.concat_tables([lake.MANIFEST_SCHEMA.empty_table(), *found])
 
 
-def reconcile(plan: Plan) -> Reconciliation:
-    """Compare the ids of the manifest with the ids of the rows."""
-    filesystem, path = lake.filesystem(plan.manifest_uri)
-    with filesystem.open(path, "rb") as stream:
-        wanted = pl.from_arrow(pq.read_table(stream, columns=["image_id"]))
-    assert isinstance(wanted, pl.DataFrame)
-    found = verdict_rows(plan).select("image_id").collect()
-    missing = wanted.join(found, on="image_id", how="anti")["image_id"]
-    unexpected = found.join(wanted, on="image_id", how="anti")["image_id"]
+def reconcile(plans: Sequence[Plan]) -> Reconciliation:
+    """Compare the images of runs with the rows of their parts, shard by shard.
+
+    That is enough for the whole: an id stands in one shard of one run only, which was made sure of when they were
+    planned, and a part is read by whoever reads the data set only if it is that of a shard.
+    """
+    done = {plan.run: done_shards(plan) for plan in plans}
+    shards = [(plan, shard) for plan in plans for shard in range(plan.num_shards)]
+    names = {part_name(plan.run, shard) for plan, shard in shards}
+    with ThreadPoolExecutor(_READERS) as pool:
+        compared = pool.map(lambda pair: _compare(*pair, pair[1] in done[pair[0].run]), shards)
+        return _sum(compared, sorted(set(_part_names(plans[0].out)) - names) if plans else [])
+
+
+def _compare(plan: Plan, shard: int, is_there: bool) -> Reconciliation:
+    wanted = _read(plan.shard_uri(shard), ["image_id"])["image_id"].to_pylist()
+    found = _read(plan.part_uri(shard), ["image_id"])["image_id"].to_pylist() if is_there else []
+    if wanted == found:
+        return Reconciliation(len(wanted), len(found), 0, 0, 0)
+    asked, counts = set(wanted), Counter(found)
+    missing = [identity for identity in wanted if identity not in counts]
+    unexpected = [identity for identity in counts if identity not in asked]
+    duplicates = len(found) - len(counts)
     return Reconciliation(
-        num_manifest=len(wanted),
-        num_rows=len(found),
-        num_missing=len(missing),
-        num_duplicates=len(found) - found["image_id"].n_unique(),
-        num_unexpected=len(unexpected),
-        missing=tuple(missing.head(MAX_NAMED_IDS)),
-        unexpected=tuple(unexpected.head(MAX_NAMED_IDS)),
+        len(wanted), len(found), len(missing), duplicates, len(unexpected), tuple(missing), tuple(unexpected)
     )
 
 
-def _parts(plan: Plan) -> list[Any]:
-    folder = lake.join(plan.out, "parts")
-    return list(lake.list_files(folder)) if lake.exists(folder) else []
+def _sum(compared: Iterable[Reconciliation], strays: list[str]) -> Reconciliation:
+    totals: Counter[str] = Counter()
+    missing: list[str] = []
+    unexpected: list[str] = []
+    for one in compared:
+        for name in ("num_manifest", "num_rows", "num_missing", "num_duplicates", "num_unexpected"):
+            totals[name] += getattr(one, name)
+        missing += one.missing[: MAX_NAMED_IDS - len(missing)]
+        unexpected += one.unexpected[: MAX_NAMED_IDS - len(unexpected)]
+    counts: dict[str, Any] = {name: totals[name] for name in ("num_manifest", "num_rows", "num_missing")}
+    return Reconciliation(
+        **counts,
+        num_duplicates=totals["num_duplicates"],
+        num_unexpected=totals["num_unexpected"],
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        strays=tuple(strays[:MAX_NAMED_IDS]),
+    )

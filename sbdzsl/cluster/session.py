@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 
-from sbdzsl.errors import AuditError
+from sbdzsl.config import AuditSettings
+from sbdzsl.errors import AuditError, ConfigError
+from sbdzsl.runtime import Runtime
 
 #: Only rows of a few kilobytes go through the object store; images never do.
 LOCAL_OBJECT_STORE_BYTES = 200 * 2**20
+
+Resources = Mapping[str, float]
 
 
 @contextmanager
@@ -45,21 +50,56 @@ def session(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_placeable(resources: Mapping[str, float], what: str) -> None:
-    """Raise `AuditError` "no-resources" unless some living node can hold `resources` at all.
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The actors of an audit: how many, and what each is given. `waits` says that none of it is free at the moment."""
 
-    Ray itself waits for ever for what fits on no node.
-    """
+    num_actors: int
+    cpus: float
+    gpus: float
+    waits: bool = False
+
+    @property
+    def device(self) -> str:
+        """Where the nets run."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Threads of the nets of one actor."""
+        return max(1, int(self.cpus))
+
+
+def crew(settings: AuditSettings, runtime: Runtime, max_actors: int) -> Crew:
+    """The actors that the connected cluster holds, `max_actors` at most; raises as `size_crew`."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(key, 0) >= amount for key, amount in resources.items()) for node in nodes):
-        largest = {key: max((node.get(key, 0) for node in nodes), default=0) for key in resources}
+    found = size_crew(settings, runtime, nodes, max_actors)
+    free = ray.available_resources()
+    waits = free.get("CPU", 0) < found.cpus or free.get("GPU", 0) < found.gpus
+    return Crew(found.num_actors, found.cpus, found.gpus, waits)
+
+
+def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resources], max_actors: int) -> Crew:
+    """What each actor gets, and how many of them the nodes hold.
+
+    Raises `AuditError` "no-resources" where no node can hold one at all: Ray itself waits for ever for what fits on no
+    node. Raises `ConfigError` for a runtime that does not use the GPUs asked for.
+    """
+    if runtime != "torch" and settings.gpus_per_actor:
+        raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    gpus = settings.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if with_gpu and runtime == "torch" else 0.0
+    cpus = settings.cpus_per_actor
+    if cpus is None:
+        cpus = max(1.0, min((node.get("CPU", 0) * gpus // node["GPU"] for node in with_gpu), default=1.0) if gpus else 1.0)
+    each = {key: amount for key, amount in {"CPU": cpus, "GPU": gpus}.items() if amount}
+    room = sum(int(min(node.get(key, 0) / amount for key, amount in each.items())) for node in nodes)
+    if not room:
+        largest = {key: max((node.get(key, 0) for node in nodes), default=0) for key in each}
         raise AuditError(
             "no-resources",
-            f"{what} needs {dict(resources)} on one node; the largest node offers {largest}. "
-            "Ask for less or add a node",
+            f"an audit actor needs {each} on one node; the largest node offers {largest}. Ask for less or add a node",
         )
-
-
-def total_cpus() -> float:
-    """CPUs of all living nodes."""
-    return float(ray.cluster_resources().get("CPU", 0))
+    return Crew(max(1, min(settings.actors or room, max_actors)), cpus, gpus)
