@@ -9,7 +9,10 @@ another batch, and a verdict must not depend on which images happened to arrive 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from sbdzsl.calibration import Threshold
 from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, LakeError
 from sbdzsl.graphs import GraphEngine, GraphTrunk, trunk_graph
-from sbdzsl.image import Image
+from sbdzsl.image import Appearance, Image
 from sbdzsl.runtime import Runtime, open_session
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd.predict import DefectMap
@@ -36,33 +39,55 @@ _ALLOCATOR_HINT_BYTES = 31 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """One image on its way to the nets: decoded, or the error that stopped it. Made off the nets' thread."""
+    """One image on its way to the nets: decoded, or the error that stopped it. Made off the nets' thread.
+
+    `appearance` is there where `image` is; `bit_depth` is the declared one.
+    """
 
     image_id: str
     uri: str
     image: Image | None
+    appearance: Appearance | None
     error: ImageError | LakeError | None
     decode_ms: float
+    bit_depth: int | None
+    modified_at: datetime | None
 
 
-def load_image(image_id: str, uri: str, settings: ImageSettings, bit_depth: int | None = None) -> Loaded:
-    """Read and decode one image. A bad one is a `Loaded` with its error, never an exception."""
+def load_image(
+    image_id: str,
+    uri: str,
+    settings: ImageSettings,
+    bit_depth: int | None = None,
+    modified_at: datetime | None = None,
+    content: bytes | ImageError | LakeError | None = None,
+) -> Loaded:
+    """Read and decode one image. A bad one is a `Loaded` with its error, never an exception.
+
+    `content` is what an earlier reading of `uri` gave, its bytes or the error; without it the image is read here.
+    """
     started = time.perf_counter()
-    image, error = None, None
+    image, appearance, error = None, None, None
     try:
-        image = images.decode(lake.read_bytes(uri, settings.max_bytes), settings, bit_depth)
+        if content is None:
+            content = lake.read_bytes(uri, settings.max_bytes)
+        if not isinstance(content, bytes):
+            raise content
+        image = images.decode(content, settings, bit_depth)
+        appearance = image.appearance()
     except (ImageError, LakeError) as caught:
         error = caught
-    return Loaded(image_id, uri, image, error, _ms_since(started))
+    return Loaded(image_id, uri, image, appearance, error, _ms_since(started), bit_depth, modified_at)
 
 
 class Inspector:
     """Judges images with one bundle. Not thread-safe: give each thread its own.
 
-    `policy` overrides the threshold policy of every surface's detector, `max_memory_mb` the ceiling of every one's
-    settings. `runtime` runs the nets: other than "torch", on the CPU only, by as many threads as PyTorch would use.
-    Raises `DataError` where a surface lacks the held-out images that the policy needs, `ConfigError` for a runtime that
-    is not installed ("missing-extra") or a device that it does not run on.
+    `policy` overrides the threshold policy of every surface's detector, `surface_policies` that of single surfaces,
+    `max_memory_mb` the ceiling of every one's settings. `runtime` runs the nets: other than "torch", on the CPU only,
+    by as many threads as PyTorch would use. Raises `DataError` where a surface lacks the held-out images that the
+    policy needs, `ConfigError` for a surface that the bundle does not know, a runtime that is not installed
+    ("missing-extra") or a device that it does not run on.
     """
 
     def __init__(
@@ -72,8 +97,11 @@ class Inspector:
         device: str = "cpu",
         max_memory_mb: float | None = None,
         runtime: Runtime = "torch",
+        surface_policies: Mapping[str, ThresholdRule] = MappingProxyType({}),
     ) -> None:
         np.empty(_ALLOCATOR_HINT_BYTES, np.uint8)
+        for surface in sorted(surface_policies.keys() - bundle.detectors.keys()):
+            raise _unknown_surface(bundle, surface)
         self.bundle = bundle
         self._max_memory_mb = max_memory_mb
         self._detectors = {surface: entry.detector for surface, entry in bundle.detectors.items()}
@@ -89,7 +117,8 @@ class Inspector:
             }
         self._embedder = Embedder(bundle.backbone, bundle.settings.router, device, statistics)
         self._thresholds: dict[str, Threshold] = {
-            surface: entry.threshold(policy) for surface, entry in bundle.detectors.items()
+            surface: entry.threshold(surface_policies.get(surface, policy))
+            for surface, entry in bundle.detectors.items()
         }
 
     def judge(self, image_id: str, uri: str, bit_depth: int | None = None) -> Verdict:
@@ -103,11 +132,21 @@ class Inspector:
             uri=loaded.uri,
             verdict="error",
             bundle=self.bundle.digest,
+            bit_depth=loaded.bit_depth,
+            modified_at=loaded.modified_at,
             decode_ms=loaded.decode_ms,
         )
         if loaded.image is None:
             assert loaded.error is not None
             return replace(verdict, error_code=loaded.error.code, error_detail=loaded.error.message)
+        assert loaded.appearance is not None
+        verdict = replace(
+            verdict,
+            image_width=loaded.image.width,
+            image_height=loaded.image.height,
+            brightness=loaded.appearance.brightness,
+            sharpness=loaded.appearance.sharpness,
+        )
         started = time.perf_counter()
         grey = loaded.image.grey()
         route = self.route(grey)
@@ -142,8 +181,7 @@ class Inspector:
         """
         entry = self.bundle.detectors.get(surface)
         if entry is None:
-            known = ", ".join(self.bundle.surfaces)
-            raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
+            raise _unknown_surface(self.bundle, surface)
         found = self._detectors[surface].detect(grey, self._max_memory_mb)
         threshold = self._thresholds[surface]
         is_defect = found.score > threshold.value
@@ -156,6 +194,11 @@ class Inspector:
             threshold_policy=threshold.policy,
         )
         return detection, found
+
+
+def _unknown_surface(bundle: Bundle, surface: str) -> ConfigError:
+    known = ", ".join(bundle.surfaces)
+    return ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
 
 
 def _fields(answer: Route | Detection) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 Decision = Literal["good", "defect", "unseen", "error"]
 
-#: 2: `nearest_scores` and `extrapolated` stand beside the columns of 1.
-SCHEMA_VERSION = 2
+#: 2: `nearest_scores` and `extrapolated` stand beside the columns of 1. 3: the image's own: `modified_at`, `bit_depth`,
+#: `image_width`, `image_height`, `brightness`, `sharpness`.
+SCHEMA_VERSION = 3
 
 #: OPC 40001-101 `ResultEvaluation` of each decision: OK only where an image was judged good.
 OPC_RESULT_EVALUATION: dict[Decision, int] = {"good": 1, "defect": 2, "unseen": 3, "error": 0}
@@ -57,6 +58,12 @@ VERDICT_SCHEMA = pa.schema(
         ("threshold_policy", pa.string()),
         ("error_code", pa.string()),
         ("error_detail", pa.string()),
+        ("image_width", pa.int32()),
+        ("image_height", pa.int32()),
+        ("bit_depth", pa.int16()),
+        ("brightness", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("modified_at", pa.timestamp("us", tz="UTC")),
         pa.field("bundle", pa.string(), nullable=False),
         pa.field("inspected_at", pa.timestamp("us", tz="UTC"), nullable=False),
         ("decode_ms", pa.float32()),
@@ -134,7 +141,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision on one image, with everything that led to it. Fields as in `VERDICT_SCHEMA`."""
+    """The decision on one image, with everything that led to it. Fields as in `VERDICT_SCHEMA`.
+
+    `image_width` and `image_height` are source pixels, upright; `brightness` and `sharpness` as in `image.Appearance`;
+    all None where the image could not be decoded. `modified_at` and `bit_depth` are the manifest's: when the file was
+    last written, and the depth that it was decoded with where one was declared.
+    """
 
     image_id: str
     uri: str
@@ -157,6 +169,12 @@ class Verdict:
     threshold_policy: str | None = None
     error_code: str | None = None
     error_detail: str | None = None
+    image_width: int | None = None
+    image_height: int | None = None
+    bit_depth: int | None = None
+    brightness: float | None = None
+    sharpness: float | None = None
+    modified_at: datetime | None = None
     inspected_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     decode_ms: float | None = None
     route_ms: float | None = None
@@ -196,6 +214,7 @@ class Verdict:
         """The row as plain JSON values, with `result_evaluation` beside them."""
         row = self.to_row()
         row["inspected_at"] = self.inspected_at.isoformat()
+        row["modified_at"] = self.modified_at and self.modified_at.isoformat()
         return row | {"result_evaluation": self.result_evaluation}
 
 

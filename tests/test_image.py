@@ -5,6 +5,7 @@ import threading
 import time
 import tracemalloc
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -356,3 +357,44 @@ def test_opencv_keeps_quiet_about_bad_files():
     # libpng and libjpeg print a few lines of their own; OpenCV and Pillow must not.
     assert "WARN" not in done.stderr
     assert "ERROR" not in done.stderr
+
+
+def encoded(pixels, suffix=".png"):
+    return cv2.imencode(suffix, pixels[..., ::-1] if pixels.ndim == 3 else pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 40), (40, 1), (3, 3), (64, 200), (64, 200, 3), (900, 1400), (700, 1600, 3)]
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_appearance_is_mean_and_variance_of_the_laplacian(shape, dtype):
+    pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, shape, dtype)
+    image = decode(encoded(pixels), ANY_SIZE)
+    grey = image.grey().astype(np.float64)
+    padded = np.pad(grey, 1, mode="edge")
+    laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
+    found = image.appearance()
+    assert found.brightness == pytest.approx(grey.mean(), rel=1e-6)
+    assert found.sharpness == pytest.approx(laplacian.var(), rel=1e-5, abs=1e-12)
+
+
+def test_blur_lowers_sharpness_and_light_raises_brightness():
+    pixels = np.random.default_rng(2).integers(40, 160, (128, 128), np.uint8)
+    sharp, blurred, lit = (
+        decode(encoded(one)).appearance()
+        for one in (pixels, cv2.GaussianBlur(pixels, (0, 0), 1.0), (pixels + 40).astype(np.uint8))
+    )
+    assert blurred.sharpness < sharp.sharpness / 10
+    assert blurred.brightness == pytest.approx(sharp.brightness, abs=0.01)
+    assert lit.brightness == pytest.approx(sharp.brightness + 40 / 255, abs=1e-6)
+    assert lit.sharpness == pytest.approx(sharp.sharpness, rel=1e-4)
+
+
+def test_appearance_of_a_large_image_takes_little_memory():
+    image = image_module.Image(np.zeros((4000, 5000), np.uint8), 255.0, 8, "png", "")
+    tracemalloc.start()
+    try:
+        image.appearance()
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()

@@ -1,3 +1,4 @@
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 import torch
 
 from sbdzsl import evaluation, lake
+from sbdzsl import image as images
 from sbdzsl.calibration import conformal_p_value
 from sbdzsl.config import ThresholdRule
-from sbdzsl.errors import ConfigError
+from sbdzsl.errors import ConfigError, ImageError, LakeError
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import Verdict, to_parquet, verdict_table
@@ -146,6 +148,40 @@ def test_another_policy_moves_the_threshold_and_not_the_score(trained: Trained) 
 def test_a_surface_the_bundle_does_not_know_is_refused(trained: Trained) -> None:
     with pytest.raises(ConfigError, match="brushed_steel"):
         Inspector(trained.bundle).detect(np.zeros((128, 128), np.float32), UNSEEN)
+
+
+def test_surfaces_may_have_policies_of_their_own(trained: Trained) -> None:
+    common, own = ThresholdRule.parse("zero-misses"), ThresholdRule.parse("fixed:3.2")
+    inspector = Inspector(trained.bundle, common, surface_policies={SEEN[1]: own})
+    assert {surface: inspector.threshold(surface).rule for surface in SEEN} == {
+        SEEN[0]: common,
+        SEEN[1]: own,
+        SEEN[2]: common,
+    }
+    with pytest.raises(ConfigError, match="brushed_stel"):
+        Inspector(trained.bundle, surface_policies={"brushed_stel": own})
+
+
+def test_content_that_was_read_before_gives_the_same_verdict(trained: Trained) -> None:
+    row, inspector = trained.manifest.to_pylist()[0], Inspector(trained.bundle)
+    settings, content = trained.bundle.settings.image, lake.read_bytes(row["uri"])
+    given = load_image(row["image_id"], "memory://not/there.png", settings, content=content)
+    verdict = inspector.decide(given)
+    expected = inspector.judge(row["image_id"], row["uri"])
+    assert timeless(verdict) | {"uri": ""} == timeless(expected) | {"uri": ""}
+    assert (verdict.image_width, verdict.image_height) == (128, 128)
+    image = images.decode(content)
+    assert (verdict.brightness, verdict.sharpness) == (image.appearance().brightness, image.appearance().sharpness)
+
+
+def test_an_error_of_an_earlier_reading_and_the_files_time_are_kept(trained: Trained) -> None:
+    moment = datetime(2026, 3, 1, tzinfo=timezone.utc)
+    for error in (LakeError("forbidden", "no"), ImageError("too-large", "9 bytes")):
+        loaded = load_image("x", "a.png", trained.bundle.settings.image, 12, moment, error)
+        verdict = Inspector(trained.bundle).decide(loaded)
+        assert (verdict.verdict, verdict.error_code) == ("error", error.code)
+        assert (verdict.modified_at, verdict.bit_depth, verdict.brightness) == (moment, 12, None)
+        assert verdict.to_json()["modified_at"] == "2026-03-01T00:00:00+00:00"
 
 
 def test_the_p_value_is_the_rank_among_calibration_images(trained: Trained) -> None:

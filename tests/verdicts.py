@@ -73,6 +73,12 @@ def draw_verdicts(
             pa.array(ERROR_CODES).take(pa.array(rng.integers(0, len(ERROR_CODES), num_images))), error
         ),
         "error_detail": _where(pa.array(["found 0 bytes, expected an image"] * num_images), error),
+        "image_width": _where(pa.array(np.full(num_images, 460)), ~error),
+        "image_height": _where(pa.array(np.full(num_images, 460)), ~error),
+        "bit_depth": [None] * num_images,
+        "brightness": _where(pa.array(rng.normal(0.45, 0.02, num_images)), ~error),
+        "sharpness": _where(pa.array(rng.lognormal(-6, 0.2, num_images)), ~error),
+        "modified_at": pa.array(np.datetime64("2026-10-01T00:00", "us") + np.arange(num_images) * 1_900_000_000),
         "bundle": [BUNDLE] * num_images,
         "inspected_at": pa.array(np.datetime64("2026-11-02T06:00", "us") + np.arange(num_images) * 12_000),
         "decode_ms": _where(pa.array(rng.gamma(8, 0.3, num_images)), ~error),

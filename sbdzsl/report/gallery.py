@@ -28,7 +28,7 @@ def overlay_name(uri: str) -> str:
 
 def gallery_image(inspector: Inspector, row: Mapping[str, Any]) -> GalleryImage | None:
     """Thumbnail with overlay of one verdict row; None where the image can no longer be read."""
-    loaded = load_image(row["image_id"], row["uri"], inspector.bundle.settings.image)
+    loaded = load_image(row["image_id"], row["uri"], inspector.bundle.settings.image, row["bit_depth"])
     if loaded.image is None:
         return None
     drawn = _draw(inspector, loaded, inspector.decide(loaded))

@@ -41,6 +41,12 @@ VERDICT = {
     "threshold_policy": "string",
     "error_code": "string",
     "error_detail": "string",
+    "image_width": "int32",
+    "image_height": "int32",
+    "bit_depth": "int16",
+    "brightness": "float",
+    "sharpness": "float",
+    "modified_at": "timestamp[us, tz=UTC]",
     "bundle": "string",
     "inspected_at": "timestamp[us, tz=UTC]",
     "decode_ms": "float",
@@ -110,7 +116,7 @@ def test_manifest_schema() -> None:
 
 def test_verdict_schema() -> None:
     assert {field.name: str(field.type).replace("item:", "element:") for field in VERDICT_SCHEMA} == VERDICT
-    assert VERDICT_SCHEMA.metadata[b"version"] == b"2"
+    assert VERDICT_SCHEMA.metadata[b"version"] == b"3"
     required = [field.name for field in VERDICT_SCHEMA if not field.nullable]
     assert required == ["image_id", "uri", "verdict", "bundle", "inspected_at"]
 
