@@ -1,6 +1,6 @@
 """`sbdzsl <verb>`: each verb parses its arguments and calls one function of the library.
 
-Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 130 interrupted. Errors go to
+Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped where it was told to, 130 interrupted. Errors go to
 standard error; standard output carries what was asked for.
 """
 
@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from sbdzsl import __version__, config, lake
+from sbdzsl.cli.audit import audit_app
 from sbdzsl.cli.datasets import datasets_app
 from sbdzsl.cli.options import (
     Adapter,
@@ -36,6 +37,7 @@ from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.add_typer(datasets_app, name="datasets")
+app.add_typer(audit_app, name="audit")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__
@@ -235,54 +237,6 @@ def inspect(
         if overlay and loaded.image is not None:
             target = lake.join(lake.absolute_url(overlay), f"{gallery.overlay_name(uri)}.png")
             lake.write_bytes(target, gallery.overlay_png(inspector, loaded, verdict))
-
-
-@app.command()
-def audit(
-    bundle: BundleUrl,
-    out: Annotated[str, typer.Option(help="Folder or URL for verdicts and report; run again to resume.")],
-    lake_url: Annotated[
-        str | None, typer.Option("--lake", help="Folder or URL: every image below it is judged.")
-    ] = None,
-    manifest: Annotated[str | None, typer.Option(help="Manifest (Parquet) in place of --lake.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
-    policy: Policy = None,
-    promise: PromiseName = None,
-    runtime: RuntimeName = "torch",
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
-    ] = None,
-) -> None:
-    """Judge every image of an archive exactly once, on Ray, and write a report. Unreadable images are rows."""
-    # Ray is imported by this verb alone, so that the others start without it.
-    from sbdzsl.cluster.audit import run_audit
-
-    result = run_audit(
-        bundle,
-        out,
-        lake_url=lake_url,
-        manifest_uri=manifest,
-        settings=config.load(config.AuditSettings, config_file),
-        policy=policy,
-        promise=promise,
-        runtime=runtime,
-        address=address,
-        report=lambda line: stdout.print(line, markup=False),
-    )
-    table = Table("surface", "good", "defective", "unseen, nearest to it")
-    for row in result.summary.surfaces:
-        table.add_row(row.surface, f"{row.good:,}", f"{row.defect:,}", f"{row.unseen_nearest:,}")
-    stdout.print(table)
-    for error in result.summary.errors:
-        stdout.print(
-            f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}", markup=False
-        )
-    if not result.num_judged:
-        stdout.print("nothing to do: this audit was finished before; its report was written again")
-    stdout.print(result.summary.sentence, markup=False)
-    proof = result.reconciliation
-    stdout.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
-    stdout.print(f"report: {result.report_uri}", markup=False)
 
 
 @app.command()

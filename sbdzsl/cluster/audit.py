@@ -1,54 +1,77 @@
 """The bulk audit on Ray: every image of a lake judged once, resumable, with the proof that none is missing.
 
-    manifest -> shards still missing -> Ray Data over fused actors -> one part a shard -> reconcile -> report
+    lake -> plan: numbered shards -> Ray Data over those still missing -> one part a shard -> reconcile -> report
 
-An actor reads and decodes ahead on its own threads while the nets judge; only shard numbers and counts travel through
-Ray. A bad image is a row. What makes the result right is in `ledger`, not in Ray.
+Only shard numbers and counts travel through Ray. What makes the result right is in `plan` and `ledger`, not in Ray.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
 
-import numpy as np
-import ray
+import pyarrow as pa
 import ray.data
-import torch
-from numpy.typing import NDArray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from sbdzsl import bundle as bundles
-from sbdzsl import lake
+from sbdzsl import lake, listing
 from sbdzsl.bundle import Bundle
 from sbdzsl.cluster import ledger
-from sbdzsl.cluster.ledger import ImageRef, Plan, Reconciliation
-from sbdzsl.cluster.session import require_placeable, session, total_cpus
+from sbdzsl.cluster.judge import InspectorLoader, ShardJudge
+from sbdzsl.cluster.ledger import Reconciliation
+from sbdzsl.cluster.plan import (
+    Identity,
+    Plan,
+    find_plans,
+    make_plan,
+    pin_identity,
+    require_same_selection,
+    run_folder,
+)
+from sbdzsl.cluster.progress import Progress
+from sbdzsl.cluster.reading import num_readers
+from sbdzsl.cluster.selection import Selection
+from sbdzsl.cluster.session import Crew, crew, session
 from sbdzsl.config import AuditSettings, Promise, ThresholdRule
-from sbdzsl.errors import AuditError, ConfigError
-from sbdzsl.inspector import Inspector, Loaded, load_image
-from sbdzsl.report.gallery import gallery_image
+from sbdzsl.errors import AuditError, ConfigError, SbdzslError
+from sbdzsl.inspector import Inspector
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary
 from sbdzsl.runtime import Runtime
 
 Report = Callable[[str], None]
 
-
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """What an audit came to. `num_judged` counts this run alone: 0 where the audit was finished before."""
+    """What an audit came to. `num_judged` counts this start alone: 0 where the audit was finished before."""
 
-    plan: Plan
+    plans: tuple[Plan, ...]
     reconciliation: Reconciliation
     summary: Summary
     num_judged: int
     report_uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """What is asked for, checked and loaded."""
+
+    out: str
+    identity: Identity
+    bundle: Bundle
+    bundle_url: str
+    inspector: Inspector
+    policy: ThresholdRule | None
+    settings: AuditSettings
+    is_lake: bool
+    only_new: bool
+    started_at: datetime
+    report: Report
 
 
 def run_audit(
@@ -62,206 +85,249 @@ def run_audit(
     report: Report = print,
     runtime: Runtime = "torch",
     promise: Promise | None = None,
+    only_new: bool = False,
 ) -> AuditResult:
-    """Judge every image of a lake (or of a manifest) and write parts, manifest and report below `out`.
+    """Judge every image of a lake (or of a manifest) and write parts, plan and report below `out`.
 
-    Run again with the same arguments it resumes; once finished it does nothing. Raises `AuditError`: "other-audit" if
-    `out` holds another audit, "no-resources" if no node can hold an actor, "incomplete" if rows do not reconcile.
+    Run again with the same arguments it resumes; once finished it does nothing, or with `only_new` lists again and
+    judges the images that no run has judged. An audit that ends early writes its report as well, and then raises
+    `AuditStopped` ("too-many-errors", "out-of-time"), `AuditError` ("stalled", "crashing", "incomplete") or what its
+    store raised. Before any work it raises `AuditError` "other-audit" if `out` holds another audit, "no-resources" if
+    no node can hold an actor, and whatever makes bundle, lake or settings unusable.
     """
+    audit = _prepare(bundle_url, out, lake_url, manifest_uri, settings, policy, report, runtime, promise, only_new)
+    progress = Progress(audit.settings, report)
+    with ExitStack() as connection:
+        for plan in _runs(audit):
+            missing = ledger.missing_shards(plan)
+            if missing and progress.stopped is None:
+                if progress.num_actors == 0:
+                    connection.enter_context(session(address))
+                _judge(audit, plan, missing, progress)
+    return _conclude(audit, progress)
+
+
+def _prepare(
+    bundle_url: str,
+    out: str,
+    lake_url: str | None,
+    manifest_uri: str | None,
+    settings: AuditSettings | None,
+    policy: ThresholdRule | None,
+    report: Report,
+    runtime: Runtime,
+    promise: Promise | None,
+    only_new: bool,
+) -> _Audit:
+    """Load and check all that can be checked before the lake is read; claims `out` for this audit."""
     settings = settings or AuditSettings()
-    started = datetime.now(timezone.utc)
+    started_at = datetime.now(timezone.utc)
+    if (lake_url is None) == (manifest_uri is None):
+        raise ConfigError("bad-config", "give an audit either --lake or --manifest")
+    if manifest_uri is not None and (settings.include or settings.exclude):
+        raise ConfigError("bad-config", "include and exclude choose what is listed of --lake; a manifest is a list")
     bundle_url, out = lake.absolute_url(bundle_url), lake.absolute_url(out)
     bundle = bundles.load(bundle_url, promise=promise)
-    if runtime != "torch" and settings.gpus_per_actor:
-        raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
+    overrides = settings.surface_policies
     # Made first: what cannot be run here is said before any work, and the gallery needs it in the end.
-    inspector = Inspector(bundle, policy, max_memory_mb=settings.max_memory_mb, runtime=runtime)
-    plan = _plan(bundle, out, lake_url, manifest_uri, settings, policy, runtime, started, report)
-    resumed = ledger.done_shards(plan)
-    missing = [shard for shard in range(plan.num_shards) if shard not in resumed]
-    if resumed and missing:
-        report(f"resuming: {len(resumed)} of {plan.num_shards} shards are done already")
-    clock = time.perf_counter()
-    num_judged, actors = (
-        _judge(plan, bundle_url, missing, settings, policy, runtime, address, report) if missing else (0, 0)
+    inspector = Inspector(
+        bundle, policy, max_memory_mb=settings.max_memory_mb, runtime=runtime, surface_policies=overrides
     )
-    seconds = time.perf_counter() - clock
-    proof = ledger.reconcile(plan)
-    if not proof.is_complete:
-        raise AuditError(
-            "incomplete",
-            f"{out} does not reconcile: {proof.num_missing} images of {proof.num_manifest} have no row "
-            f"{list(proof.missing)}, {proof.num_duplicates} rows are doubled, {proof.num_unexpected} are of no image "
-            f"of the manifest {list(proof.unexpected)}. Run the same command again; what is done is kept",
-        )
+    identity = Identity(
+        source=lake.absolute_url(lake_url or manifest_uri or ""),
+        bundle_digest=bundle.digest,
+        policy=None if policy is None else str(policy),
+        surface_policies={surface: str(rule) for surface, rule in sorted(overrides.items())},
+        runtime=runtime,
+        promise=bundle.router.promise,
+    )
+    lake.probe_write_once(out)
+    pin_identity(out, identity)
+    is_lake = lake_url is not None
+    return _Audit(
+        out, identity, bundle, bundle_url, inspector, policy, settings, is_lake, only_new, started_at, report
+    )
+
+
+def _runs(audit: _Audit) -> Iterator[Plan]:
+    """The runs to work on: the last one, finished or not, and with `only_new` one over what came since.
+
+    The lake is listed only where a new run is planned: it may have grown, and a run keeps to its images.
+    """
+    selection = Selection.of(audit.settings)
+    plans = find_plans(audit.out)
+    if plans:
+        if not audit.only_new:
+            require_same_selection(plans[-1], selection)
+        done = plans[-1].num_shards - len(ledger.missing_shards(plans[-1]))
+        if 0 < done < plans[-1].num_shards:
+            audit.report(f"resuming: {done} of {plans[-1].num_shards} shards are done already")
+        yield plans[-1]
+        if not audit.only_new:
+            return
+    run = len(plans) + 1
+    folder = _listed(audit, run)
+    judged = ledger.judged_ids(plans)
+
+    def pages() -> Iterable[pa.Table]:
+        return selection.apply(lake.manifest_pages(folder), judged)
+
+    now = audit.started_at.isoformat(timespec="seconds")
+    plan = make_plan(audit.out, audit.identity, run, pages, selection, audit.settings.shard_size, now)
+    if plan is None:
+        audit.report("nothing new: an earlier run has judged every image")
+        return
+    chosen = "".join(f", {word}" for word in selection.words)
+    audit.report(f"run {run}: {plan.num_images:,} images{chosen}, in {plan.num_shards} shards")
+    yield plan
+
+
+def _listed(audit: _Audit, run: int) -> str:
+    """Where the pages of the source's manifest are; a lake is listed first, or the rest of it."""
+    if not audit.is_lake:
+        return audit.identity.source
+    found = listing.list_lake(
+        audit.identity.source,
+        lake.join(run_folder(audit.out, run), "listing"),
+        include=audit.settings.include,
+        exclude=audit.settings.exclude,
+        report=audit.report,
+    )
+    return found.folder
+
+
+def _judge(audit: _Audit, plan: Plan, shards: Sequence[int], progress: Progress) -> None:
+    """Judge shards on Ray. An error that comes up on the way is left in `progress`."""
+    found = crew(audit.settings, audit.identity.runtime, len(shards))
+    if found.waits:
+        audit.report("waiting: other work has all CPUs or GPUs of the cluster at the moment")
+    audit.report(f"judging {len(shards)} shards by {found.num_actors} actors, {found.cpus:g} CPUs each, on {found.device}")
+    progress.begin(len(shards), found.num_actors)
+    name = uuid.uuid4().hex[:12]
+    try:
+        with closing(_judged(audit, plan, shards, found, name)) as rows:
+            for row in rows:
+                progress.add(row)
+        progress.end()
+    except ExecutionTimeoutError as error:
+        progress.stopped = _stalled(audit, plan, name, error)
+    except SbdzslError as error:
+        progress.stopped = error
+
+
+def _judged(audit: _Audit, plan: Plan, shards: Sequence[int], found: Crew, name: str) -> Iterator[dict[str, object]]:
+    """What the actors say of each shard, as it is done."""
+    settings = audit.settings
+    stop_at = None
+    if settings.max_minutes is not None:
+        stop_at = audit.started_at.timestamp() + 60 * settings.max_minutes
+    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_no_progress_timeout_s = settings.stall_timeout_s
+    judged = dataset.map_batches(
+        ShardJudge,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=found.num_actors),
+        num_cpus=found.cpus,
+        num_gpus=found.gpus,
+        fn_constructor_kwargs={
+            "plan": plan,
+            "load_inspector": InspectorLoader(
+                audit.bundle_url,
+                audit.policy,
+                settings.surface_policies,
+                settings.max_memory_mb,
+                audit.identity.runtime,
+            ),
+            "readers": num_readers(settings, plan.identity.source),
+            "threads": found.threads,
+            "read_timeout_s": settings.read_timeout_s,
+            "device": found.device,
+            "stop_at": stop_at,
+            "session": name,
+        },
+    )
+    yield from judged.iter_rows()
+
+
+def _stalled(audit: _Audit, plan: Plan, name: str, error: Exception) -> AuditError:
+    """What to tell where no shard is finished any more: which were begun, by whom and when."""
+    missing = set(ledger.missing_shards(plan))
+    stuck = {one.shard: one for one in ledger.attempts(plan) if one.session == name and one.shard in missing}
+    places = "; ".join(
+        f"shard {one.shard} by process {one.pid} on {one.host} since {one.started_at:%H:%M:%S} UTC "
+        f"(its images: {plan.shard_uri(one.shard)})"
+        for one in list(stuck.values())[:5]
+    )
+    what = f"stuck: {places}" if stuck else f"none was begun: {error}"
+    return AuditError(
+        "stalled",
+        f"no shard was finished for {audit.settings.stall_timeout_s:g} s; {what}. Finished shards are kept; "
+        "run the same command again to go on",
+    )
+
+
+def _conclude(audit: _Audit, progress: Progress) -> AuditResult:
+    """Prove that nothing is missing, write the report on all runs (and on the last one alone), raise what stopped it."""
+    plans = find_plans(audit.out)
+    proof = ledger.reconcile(plans)
+    if progress.stopped is None and not proof.is_complete:
+        progress.stopped = _incomplete(audit.out, proof)
+    summary = _write_report(audit, plans, proof, progress, audit.out)
+    if len(plans) > 1:
+        last = plans[-1:]
+        _write_report(audit, last, ledger.reconcile(last), progress, last[0].folder)
+    if progress.stopped is not None:
+        raise progress.stopped
+    return AuditResult(plans, proof, summary, progress.num_images, lake.join(audit.out, "report.html"))
+
+
+def _incomplete(out: str, proof: Reconciliation) -> AuditError:
+    strays = f", {list(proof.strays)} lie among the parts and are none: move them away" if proof.strays else ""
+    return AuditError(
+        "incomplete",
+        f"{out} does not reconcile: {proof.num_missing} images of {proof.num_manifest} have no row "
+        f"{list(proof.missing)}, {proof.num_duplicates} rows are doubled, {proof.num_unexpected} are of no image of "
+        f"the manifest {list(proof.unexpected)}{strays}. Run the same command again; what is done is kept",
+    )
+
+
+def _write_report(
+    audit: _Audit, plans: Sequence[Plan], proof: Reconciliation, progress: Progress, folder: str
+) -> Summary:
+    stopped = progress.stopped
     facts = AuditFacts(
-        lake=plan.source,
-        out=out,
-        bundle=bundle.digest,
-        bundle_name=bundle_url,
-        started_at=started,
+        lake=audit.identity.source,
+        out=folder,
+        bundle=audit.bundle.digest,
+        bundle_name=audit.bundle_url,
+        started_at=audit.started_at,
         finished_at=datetime.now(timezone.utc),
+        run=plans[-1].run,
+        selection=plans[-1].selection.words,
         num_manifest=proof.num_manifest,
         num_rows=proof.num_rows,
         missing=proof.missing,
         num_missing=proof.num_missing,
         num_duplicates=proof.num_duplicates,
-        num_shards=plan.num_shards,
-        num_shards_resumed=len(resumed),
-        images_per_second=num_judged / seconds if num_judged else None,
-        actors=actors,
-        unseen_budget=bundle.settings.router.false_alarm_rate,
-        promise=plan.promise,
-        defect_budget=_defect_budget(bundle, policy),
+        num_unexpected=proof.num_unexpected,
+        num_shards=sum(plan.num_shards for plan in plans),
+        num_judged=progress.num_images,
+        stopped=None if stopped is None else stopped.code,
+        stop_detail=None if stopped is None else stopped.message,
+        exit_code=0 if stopped is None else stopped.exit_code,
+        images_per_second=progress.images_per_second,
+        actors=progress.num_actors,
+        unseen_budget=audit.bundle.settings.router.false_alarm_rate,
+        promise=audit.identity.promise,
+        defect_budget=_defect_budget(audit),
     )
-    summary = write_report(
-        ledger.verdict_rows(plan), facts, out, lambda row: gallery_image(inspector, row), settings.gallery_size
-    )
-    return AuditResult(plan, proof, summary, num_judged, lake.join(out, "report.html"))
+    return write_report(ledger.verdict_rows(plans), facts, folder, audit.inspector, audit.settings.gallery_size)
 
 
-def _defect_budget(bundle: Bundle, policy: ThresholdRule | None) -> float | None:
+def _defect_budget(audit: _Audit) -> float | None:
     """The false-alarm rate that the rule in force promises; None for a policy that promises none."""
-    rule = policy or bundle.settings.detector.threshold_policy
-    if rule.policy != "false-alarm-rate":
+    rule = audit.policy or audit.bundle.settings.detector.threshold_policy
+    if rule.policy != "false-alarm-rate" or audit.settings.surface_policies:
         return None
-    return rule.false_alarm_rate or bundle.settings.detector.false_alarm_rate
-
-
-class ShardJudge:
-    """The fused actor stage of Ray Data: one shard a call, from image URIs to a part file.
-
-    `load_inspector` is called once, on the actor; a test passes a fake.
-    """
-
-    def __init__(self, plan: Plan, load_inspector: Callable[[], Inspector], readers: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._plan = plan
-        self._inspector = load_inspector()
-        self._readers = readers
-
-    def __call__(self, batch: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-        """Judge the shards of a batch; returns how many images each had."""
-        counts = [self._judge(int(shard)) for shard in batch["shard"]]
-        return {"shard": np.asarray(batch["shard"]), "num_images": np.array(counts, dtype=np.int64)}
-
-    def _judge(self, shard: int) -> int:
-        images = ledger.shard_images(self._plan, shard)
-        settings = self._inspector.bundle.settings.image
-
-        def load(ref: ImageRef) -> Loaded:
-            return load_image(ref.image_id, ref.uri, settings, ref.bit_depth)
-
-        with ThreadPoolExecutor(self._readers) as pool:
-            verdicts = [self._inspector.decide(loaded) for loaded in _ahead(pool, load, images, 2 * self._readers)]
-        ledger.write_part(self._plan, shard, verdicts)
-        return len(verdicts)
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, load: Callable[[ImageRef], Loaded], images: Iterable[ImageRef], depth: int
-) -> Iterator[Loaded]:
-    """Loaded images in order, at most `depth` of them in memory: decoded images are twenty times their files."""
-    waiting: deque[Future[Loaded]] = deque()
-    for ref in images:
-        waiting.append(pool.submit(load, ref))
-        if len(waiting) >= depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _plan(
-    bundle: Bundle,
-    out: str,
-    lake_url: str | None,
-    manifest_uri: str | None,
-    settings: AuditSettings,
-    policy: ThresholdRule | None,
-    runtime: Runtime,
-    started: datetime,
-    report: Report,
-) -> Plan:
-    """The audit's plan: the one in `out` where there is one, since the lake may have grown since; else a new one."""
-    if (lake_url is None) == (manifest_uri is None):
-        raise ConfigError("bad-config", "give an audit either --lake or --manifest")
-    source = lake.absolute_url(lake_url or manifest_uri or "")
-    asked = None if policy is None else str(policy)
-    plan = ledger.find_plan(out)
-    if plan is not None:
-        ledger.require_same(plan, source, bundle.digest, asked, runtime, bundle.router.promise)
-        return plan
-    manifest = lake.list_images(source) if lake_url else lake.read_manifest(source)
-    report(f"{manifest.num_rows:,} images in {source}")
-    now = started.isoformat(timespec="seconds")
-    return ledger.make_plan(
-        out, source, bundle.digest, asked, manifest, settings.shard_size, now, runtime, bundle.router.promise
-    )
-
-
-def _judge(
-    plan: Plan,
-    bundle_url: str,
-    shards: list[int],
-    settings: AuditSettings,
-    policy: ThresholdRule | None,
-    runtime: Runtime,
-    address: str | None,
-    report: Report,
-) -> tuple[int, int]:
-    """Judge the given shards on Ray; returns how many images that were, and by how many actors."""
-
-    def load_inspector() -> Inspector:
-        device = _device(settings)
-        return Inspector(
-            bundles.load(bundle_url, device, plan.promise), policy, device, settings.max_memory_mb, runtime
-        )
-
-    with session(address):
-        resources = {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor}
-        require_placeable({key: amount for key, amount in resources.items() if amount}, "an audit actor")
-        actors = settings.actors or max(1, int(total_cpus() // settings.cpus_per_actor))
-        actors = min(actors, len(shards))
-        report(f"judging {len(shards)} shards of up to {plan.shard_size} images by {actors} actors")
-        dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        dataset.context.enable_progress_bars = False
-        dataset.context.execution_no_progress_timeout_s = settings.stall_timeout_s
-        done = dataset.map_batches(
-            ShardJudge,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=settings.cpus_per_actor,
-            num_gpus=settings.gpus_per_actor,
-            fn_constructor_kwargs={
-                "plan": plan,
-                "load_inspector": load_inspector,
-                "readers": settings.readers_per_actor,
-                "threads": max(1, int(settings.cpus_per_actor)),
-            },
-        )
-        try:
-            return _watch(done.iter_rows(), len(shards), report), actors
-        except ExecutionTimeoutError as error:
-            raise AuditError(
-                "stalled",
-                f"no shard was finished for {settings.stall_timeout_s:.0f} s: {error}. Finished shards are kept; "
-                "run the same command again to go on",
-            ) from error
-
-
-def _watch(rows: Iterable[Mapping[str, Any]], num_shards: int, report: Report) -> int:
-    """Count finished shards and say how far the audit is, at most every two seconds."""
-    started, last, num_images = time.perf_counter(), 0.0, 0
-    for finished, row in enumerate(rows, start=1):
-        num_images += int(row["num_images"])
-        elapsed = time.perf_counter() - started
-        if elapsed - last >= 2 or finished == num_shards:
-            last = elapsed
-            left = elapsed / finished * (num_shards - finished)
-            speed = num_images / elapsed
-            report(f"{finished}/{num_shards} shards, {num_images:,} images, {speed:.0f}/s, {left:.0f} s left")
-    return num_images
-
-
-def _device(settings: AuditSettings) -> str:
-    return "cuda" if settings.gpus_per_actor else "cpu"
+    return rule.false_alarm_rate or audit.bundle.settings.detector.false_alarm_rate

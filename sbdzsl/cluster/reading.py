@@ -16,13 +16,21 @@ from collections.abc import Iterator, Sequence
 from sbdzsl import image as pixels
 from sbdzsl import lake
 from sbdzsl.cluster.ledger import ImageRef
-from sbdzsl.config import ImageSettings
+from sbdzsl.config import AuditSettings, ImageSettings
 from sbdzsl.errors import LakeError
 from sbdzsl.inspector import Loaded, load_image
 
 #: What is ahead of the nets of one actor: files that are being read or decoded, and pixels that wait.
 MAX_FILE_BYTES = 128 * 2**20
 MAX_PIXEL_BYTES = 128 * 2**20
+
+#: Threads that read ahead of one actor's nets: a remote store answers after a tenth of a second or more.
+_READERS, _READERS_OF_REMOTE_LAKE = 4, 16
+
+
+def num_readers(settings: AuditSettings, uri: str) -> int:
+    """How many threads read ahead, from a lake in which `uri` lies."""
+    return settings.readers_per_actor or (_READERS_OF_REMOTE_LAKE if "://" in uri else _READERS)
 
 
 def read_ahead(
@@ -38,8 +46,9 @@ def read_ahead(
         ahead = _Ahead(images, left, settings, readers)
         yield from ahead.ready(timeout_s)
         for number in ahead.stuck:
-            error = LakeError("unreachable", f"{images[number].uri} was not read within {timeout_s:g} s")
-            yield number, Loaded(images[number].image_id, images[number].uri, None, error, timeout_s * 1e3)
+            ref = images[number]
+            error = LakeError("unreachable", f"{ref.uri} was not read within {timeout_s:g} s")
+            yield number, load_image(ref.image_id, ref.uri, settings, ref.bit_depth, ref.modified_at, content=error)
         left = ahead.not_begun
 
 
