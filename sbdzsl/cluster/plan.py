@@ -238,7 +238,7 @@ def _require_unique(hashes: list[Any], pages: Pages, source: str) -> None:
     ids: Counter[str] = Counter()
     for page in pages():
         column = pl.Series(page["image_id"].to_pylist(), dtype=pl.String)
-        ids.update(column.filter(column.hash().is_in(repeated)).to_list())
+        ids.update(column.filter(pl.Series(np.isin(column.hash().to_numpy(), repeated))).to_list())
     doubled = [identity for identity, count in ids.items() if count > 1]
     if doubled:
         raise DataError("bad-manifest", f"{source}: {len(doubled)} image_id stand in several rows, such as {doubled[0]}")
