@@ -16,6 +16,7 @@ from rich.table import Table
 
 from sbdzsl import __version__, config, lake
 from sbdzsl.cli.datasets import datasets_app
+from sbdzsl.cli.lakes import list_images
 from sbdzsl.cli.options import (
     Adapter,
     BundleUrl,
@@ -321,6 +322,7 @@ def export(
     stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
+app.command("list")(list_images)
 for verb in (enrol, retire, groups):
     app.command()(verb)
 
