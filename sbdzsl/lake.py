@@ -1,16 +1,17 @@
 """The images of a lake and the manifest: the table that says which images there are and what is known of them.
 
-`list_images` makes a manifest of a folder or a prefix; users add surface, label and so on. A manifest is Parquet of
-`MANIFEST_SCHEMA`. What reads and writes single files stands in `store` and is offered from here, too.
+`list_images` makes a manifest of a small folder or prefix (`listing` those of any size); users add surface, label and
+so on. A manifest is Parquet of `MANIFEST_SCHEMA`, one file or a folder of them. What reads and writes single files
+stands in `store`, `folders` and `packed` and is offered from here, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sbdzsl.errors import DataError, LakeError
+from sbdzsl.folders import StoredFile, list_files
+from sbdzsl.packed import open_ranges, read_bytes, read_together, together
+from sbdzsl.pick import IMAGE_SUFFIXES, NOT_UTF8, Picker
 from sbdzsl.store import (
-    StoredFile,
+    HOLDS_SECRET,
     absolute_url,
     exists,
     filesystem,
     join,
-    list_files,
-    read_bytes,
+    probe_write_once,
     remove,
     shown,
     write_bytes,
@@ -41,14 +44,20 @@ __all__ = [
     "exists",
     "filesystem",
     "image_id",
+    "image_table",
     "join",
     "list_files",
     "list_images",
     "manifest_digest",
+    "manifest_pages",
+    "probe_write_once",
     "read_bytes",
     "read_manifest",
     "read_manifests",
+    "read_together",
     "remove",
+    "shown",
+    "together",
     "write_bytes",
     "write_manifest",
     "write_once",
@@ -79,8 +88,10 @@ MANIFEST_VALUES: dict[str, tuple[str, ...]] = {
     "split": ("train", "val", "test"),
 }
 
-#: Suffixes of image files, compared without regard to case.
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+#: A folder that `listing` wrote holds this file from the start, and the other once it is complete.
+LISTING, LISTED = "_listing.json", "_listed.json"
+#: Rows that `manifest_pages` gives at a time, at most.
+PAGE_ROWS = 65_536
 
 # A scheme, a POSIX root, or a drive: what does not depend on the folder a process was started in.
 _ABSOLUTE = r"^([A-Za-z][A-Za-z0-9+.-]*://|/|[A-Za-z]:[\\/])"
@@ -94,17 +105,23 @@ def image_id(uri: str, version: str) -> str:
 def list_images(url: str) -> pa.Table:
     """A manifest of all files below `url` with an image suffix, sorted by uri; surface, label and so on are null.
 
-    Nothing is guessed from names: a mask that is stored as an image is listed too. Raises `LakeError` (no-images,
-    not-found, forbidden, unreachable).
+    Members of plain TAR files are images of their own. Nothing is guessed from names: a mask that is stored as an image
+    is listed too. All stands in memory: see `listing` for more than some 100 000 images. Raises `LakeError` (no-images,
+    not-found, forbidden, unreachable), `DataError` bad-layout for a name that is not UTF-8.
     """
-    files = list_files(url)
-    images = [file for file in files if os.path.splitext(file.uri)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+    files, picker = list_files(url), Picker(absolute_url(url))
+    images = list(picker.images(files))
+    if NOT_UTF8 in picker.left_out.counts:
+        raise DataError("bad-layout", f"{picker.left_out.examples[NOT_UTF8]}: {NOT_UTF8}")
     if not images:
         raise LakeError(
             "no-images", f"{len(files)} files at {shown(url)}, none ends in one of {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    for file in images:
-        _check_name(file.uri)
+    return image_table(images)
+
+
+def image_table(images: Sequence[StoredFile]) -> pa.Table:
+    """Rows of `MANIFEST_SCHEMA` for files, in the order given; surface, label and so on are null."""
     columns: dict[str, list[Any]] = {
         "image_id": [image_id(file.uri, file.version) for file in images],
         "uri": [file.uri for file in images],
@@ -112,14 +129,11 @@ def list_images(url: str) -> pa.Table:
         "etag": [file.etag for file in images],
         "modified_at": [file.modified_at for file in images],
     }
-    return _conformed(pa.table(columns, schema=pa.schema([MANIFEST_SCHEMA.field(name) for name in columns])), url)
-
-
-def _check_name(uri: str) -> None:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        raise DataError("bad-layout", f"{uri!r}: the name is not UTF-8 and cannot be stored; rename the file") from None
+    arrays = [
+        pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(len(images), field.type)
+        for field in MANIFEST_SCHEMA
+    ]
+    return pa.table(arrays, schema=MANIFEST_SCHEMA)
 
 
 def _bad(source: str, reason: str) -> DataError:
@@ -149,6 +163,39 @@ def read_manifests(uris: Sequence[str]) -> pa.Table:
     table = pa.concat_tables([read_manifest(uri) for uri in uris])
     _check_unique(table, ", ".join(uris))
     return table
+
+
+def manifest_pages(uri: str) -> Iterator[pa.Table]:
+    """A manifest, or all `*.parquet` in a folder of them and below, in pages of at most `PAGE_ROWS` rows, in order.
+
+    Each page is converted and checked as by `read_manifest`, but alone: an `image_id` that stands in two pages is not
+    found. Memory does not grow with the manifest. Raises as `read_manifest`, and `DataError` bad-manifest for a folder
+    without manifests or with a listing that is not finished.
+    """
+    for file in _manifest_files(uri):
+        with open_ranges(file) as stream:
+            try:
+                for batch in pq.ParquetFile(stream).iter_batches(PAGE_ROWS):
+                    page = _conformed(pa.Table.from_batches([batch]), file)
+                    _check_rows(page, file)
+                    yield page
+            except (pa.ArrowException, OSError) as error:
+                raise _bad(file, f"not a Parquet file: {error}") from None
+
+
+def _manifest_files(uri: str) -> list[str]:
+    uri = absolute_url(uri)
+    if exists(join(uri, LISTING)):
+        if not exists(join(uri, LISTED)):
+            raise _bad(uri, "this listing is not finished; run the command that began it again")
+        return [join(uri, name) for name in json.loads(read_bytes(join(uri, LISTED)))["pages"]]
+    files = [file.uri for file in list_files(uri)]
+    if files == [uri]:
+        return files
+    found = [file for file in files if file.endswith(".parquet")]
+    if not found:
+        raise _bad(uri, f"a folder of {len(files)} files, none of which ends in .parquet")
+    return found
 
 
 def write_manifest(table: pa.Table, uri: str, row_group_size: int | None = None) -> None:
@@ -239,6 +286,9 @@ def _check_rows(table: pa.Table, source: str) -> None:
             raise _bad(
                 source, f"column {name}: {relative[0].as_py()!r} is relative; expected a URL or an absolute path"
             )
+        secret = table[name].filter(pc.match_substring_regex(table[name], HOLDS_SECRET))
+        if len(secret):
+            raise _bad(source, f"column {name}: {shown(secret[0].as_py())!r} holds a password or a signature")
 
 
 def _check_unique(table: pa.Table, source: str) -> None:

@@ -15,8 +15,6 @@ import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,29 +34,16 @@ _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 _LOST = (botocore.exceptions.HTTPClientError, fsspec.exceptions.FSTimeoutError, ConnectionError, TimeoutError)
 _memory_lock = threading.Lock()
 
+_SIGNATURE = r"(?:sig|signature|token|secret|password|x-amz-signature|x-amz-security-token|x-goog-signature)"
+#: A URL with a password before the host, or a signed one. In a local path and in a key of S3 all of this is a name.
+HOLDS_SECRET = rf"^[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@|^(?i:https?|az|abfss?)://[^?#]*\?(?:.*&)?(?i:{_SIGNATURE})="
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """One file as its store lists it. `etag` is None where the store has none; `modified_at` is UTC."""
-
-    uri: str
-    size_bytes: int
-    etag: str | None
-    modified_at: datetime | None
-
-    @property
-    def version(self) -> str:
-        """What changes when the content does: the ETag, else size and time of change."""
-        if self.etag is not None:
-            return self.etag
-        return f"{self.size_bytes}-{'' if self.modified_at is None else self.modified_at.isoformat()}"
 
 
 def absolute_url(url: str) -> str:
     """A local path (or `file://` URL, or `~`) as an absolute plain path; any other URL as it is."""
-    path = _local_path(url)
+    path = local_path(url)
     return url if path is None else os.path.abspath(path)  # noqa: PTH100  Path.resolve would follow links
 
 
@@ -67,7 +52,7 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/") if url.strip("/") else "", *(part.strip("/") for part in parts)])
 
 
-def _local_path(url: str) -> str | None:
+def local_path(url: str) -> str | None:
     """The path if `url` is local, else None. Nothing is decoded: `%20` in a path is these three characters."""
     for prefix in ("file://", "local://"):
         if url.startswith(prefix):
@@ -80,13 +65,23 @@ def _scheme(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL for a message, without a password that someone put into it."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
+    """The URL for a message, without a password or a signature that someone put into it."""
+    return re.sub(rf"([?&]{_SIGNATURE}=)[^&#]*", r"\1***", re.sub(r"//[^/@]*:[^/@]*@", "//***@", url), flags=re.I)
+
+
+def _refuse_secrets(url: str) -> None:
+    """Manifests, verdicts and logs repeat URLs, so that what opens a store must not stand in one."""
+    if re.search(HOLDS_SECRET, url):
+        raise LakeError(
+            "unsupported-store",
+            f"{shown(url)}: a password or a signature stands in the URL, which would end up in tables and logs; leave "
+            "it out and give credentials as the store's own tools want them (a profile, a role, the environment)",
+        )
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of any URL, local ones too, and the path in it: for readers that want more than bytes."""
-    return _store(url) if _local_path(url) is None else (LocalFileSystem(), absolute_url(url))
+    return _store(url) if local_path(url) is None else (LocalFileSystem(), absolute_url(url))
 
 
 def _store(url: str) -> tuple[Any, str]:
@@ -94,6 +89,7 @@ def _store(url: str) -> tuple[Any, str]:
 
     `fsspec.url_to_fs` would take a "::" in a name for a chain of stores and quietly use what stands before it.
     """
+    _refuse_secrets(url)
     try:
         kind = fsspec.get_filesystem_class(_scheme(url))
         return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
@@ -116,7 +112,8 @@ def _attempts() -> Any:
     return stamina.retry_context(on=_is_transient, attempts=3, timeout=60, wait_initial=0.2, wait_max=5, wait_jitter=1)
 
 
-def _retried(call: Callable[[], T]) -> T:
+def retried(call: Callable[[], T]) -> T:
+    """What `call` returns; errors that pass are tried again a few times, the last one is raised."""
     for attempt in _attempts():
         with attempt:
             return call()
@@ -124,7 +121,7 @@ def _retried(call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _store_errors(url: str) -> Iterator[None]:
+def store_errors(url: str) -> Iterator[None]:
     """Turn what local files, fsspec, s3fs and boto3 raise into a `LakeError`."""
     place = shown(url)
     try:
@@ -132,7 +129,8 @@ def _store_errors(url: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise LakeError("not-found", f"no file at {place}: {error.strerror or error}") from error
     except PermissionError as error:
-        raise LakeError("forbidden", f"{place}: access denied: {error.strerror or error}") from error
+        where = f" to {error.filename}" if error.filename else ""
+        raise LakeError("forbidden", f"{place}: access denied{where}: {error.strerror or error}") from error
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise LakeError("forbidden", f"{place}: {error}; set them as the store's own tools want them") from error
     except botocore.exceptions.ClientError as error:
@@ -147,14 +145,14 @@ def _store_errors(url: str) -> Iterator[None]:
 
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder. Raises `LakeError` (forbidden, unreachable) if that cannot be told."""
-    path = _local_path(uri)
-    with _store_errors(uri):
+    path = local_path(uri)
+    with store_errors(uri):
         try:
             if path is not None:
                 Path(path).stat()
             else:
                 fs, name = _store(uri)
-                _retried(lambda: fs.info(name))
+                retried(lambda: fs.info(name))
         except (FileNotFoundError, NotADirectoryError):
             return False
     return True
@@ -166,13 +164,13 @@ def read_bytes(uri: str, max_bytes: int | None = None) -> bytes:
     Raises `LakeError` (not-found, forbidden, unreachable, unsupported-store), or `ImageError` too-large if it has more
     than `max_bytes`; of such a file at most `max_bytes` + 1 bytes are read.
     """
-    path = _local_path(uri)
-    with _store_errors(uri):
+    path = local_path(uri)
+    with store_errors(uri):
         if path is not None:
             data = _read_local(Path(path), max_bytes)
         else:
             fs, name = _store(uri)
-            data = _retried(lambda: _read_store(fs, name, max_bytes))
+            data = retried(lambda: _read_store(fs, name, max_bytes))
     if max_bytes is not None and len(data) > max_bytes:
         raise ImageError("too-large", f"{shown(uri)} has more than {max_bytes} bytes, the limit max_bytes")
     return data
@@ -196,23 +194,40 @@ def _read_store(fs: Any, name: str, max_bytes: int | None) -> bytes:
         raise
 
 
+def read_range(uri: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` of one file by one request; fewer where the file ends before.
+
+    Raises `LakeError` as `read_bytes` does.
+    """
+    path = local_path(uri)
+    if not size:
+        return b""
+    with store_errors(uri):
+        if path is not None:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        fs, name = _store(uri)
+        return retried(lambda: fs.cat_file(name, start=offset, end=offset + size))
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file, replacing one that exists in one step: readers see old or new content. Raises `LakeError`."""
-    path = _local_path(uri)
-    with _store_errors(uri):
+    path = local_path(uri)
+    with store_errors(uri):
         if path is not None:
             with _temporary(Path(path), data) as temporary:
                 temporary.replace(path)
         else:
             fs, name = _store(uri)
-            _retried(lambda: fs.pipe_file(name, data))
+            retried(lambda: fs.pipe_file(name, data))
 
 
 def remove(uri: str) -> None:
     """Remove a file; one that is not there is no error. Raises `LakeError` for a store that refuses."""
-    with _store_errors(uri), contextlib.suppress(FileNotFoundError):
+    with store_errors(uri), contextlib.suppress(FileNotFoundError):
         fs, name = filesystem(uri)
-        _retried(lambda: fs.rm_file(name))
+        retried(lambda: fs.rm_file(name))
 
 
 def write_once(uri: str, data: bytes) -> bool:
@@ -223,8 +238,8 @@ def write_once(uri: str, data: bytes) -> bool:
     `If-None-Match: *`; the store has to honour it, as AWS does. Raises `LakeError`, unsupported-store where a store
     offers no exclusive creation.
     """
-    path, scheme = _local_path(uri), _scheme(uri)
-    with _store_errors(uri):
+    path, scheme = local_path(uri), _scheme(uri)
+    with store_errors(uri):
         if path is not None:
             return _create_local(Path(path), data)
         fs, name = _store(uri)
@@ -237,6 +252,24 @@ def write_once(uri: str, data: bytes) -> bool:
         "unsupported-store",
         f"{shown(uri)}: {scheme}:// offers no exclusive creation; use a local path, s3://, gs:// or abfs://",
     )
+
+
+def probe_write_once(folder: str) -> None:
+    """Try whether the store of `folder` keeps `write_once`'s promise, by writing one small file twice.
+
+    Raises `LakeError` unsupported-store where it lets the second write through, and as `write_once` does.
+    """
+    uri = join(folder, f"_probe-{uuid.uuid4().hex}")
+    first, second = write_once(uri, b"first"), write_once(uri, b"second")
+    with contextlib.suppress(LakeError):  # where nothing may be removed, a few bytes stay
+        remove(uri)
+    if not first or second:
+        raise LakeError(
+            "unsupported-store",
+            f"{shown(folder)}: the store ignores conditional writes (If-None-Match: *): of two writers of one file "
+            "both would win, so that no row could be promised to stand once. Write to a local or network folder and "
+            "copy the result there, or use a store that honours them, such as AWS S3",
+        )
 
 
 def _create(put: Callable[[], object], get: Callable[[], bytes], data: bytes) -> bool:
@@ -338,65 +371,20 @@ def _replace_if_absent(temporary: Path, path: Path) -> bool:
     return True
 
 
-def list_files(url: str) -> list[StoredFile]:
-    """All files below `url` (or `url` itself, if it is a file), sorted by uri.
+def storage_options(url: str) -> dict[str, str]:
+    """What libraries with a store of their own (Delta, polars) need to reach `url` as this one does; {} if not S3.
 
-    An empty local folder gives []. Raises `LakeError` not-found if there is no such folder, bucket or prefix; an object
-    store has no empty folders. Links to folders are followed, each folder once.
+    The values hold credentials: pass them on, never print them.
     """
-    path = _local_path(url)
-    with _store_errors(url):
-        files = _list_local(absolute_url(url)) if path is not None else _retried(lambda: _list_store(url))
-    return sorted(files, key=lambda file: file.uri)
-
-
-def _list_local(root: str) -> list[StoredFile]:
-    if Path(root).is_file():
-        return [_stored_file(root, Path(root).stat())]
-    files, folders, seen = [], [root], set[str]()
-    while folders:
-        folder = folders.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.is_file():
-                    with contextlib.suppress(FileNotFoundError):  # gone since the scan
-                        files.append(_stored_file(entry.path, entry.stat()))
-    return files
-
-
-def _stored_file(path: str, status: os.stat_result) -> StoredFile:
-    modified = datetime.fromtimestamp(status.st_mtime_ns // 1000 / 1e6, tz=timezone.utc)
-    return StoredFile(path, status.st_size, None, modified)
-
-
-def _list_store(url: str) -> list[StoredFile]:
-    fs, path = _store(url)
-    found = fs.find(path, detail=True)
-    if not found:
-        fs.info(path)  # raises FileNotFoundError, unless this is an empty bucket or folder
-    base = url.rstrip("/")
-    return [
-        _from_info(base + name[len(path.rstrip("/")) :], info)
-        for name, info in found.items()
-        if info["type"] == "file" and not name.endswith("/")  # some tools store a folder as an empty object
-    ]
-
-
-def _from_info(uri: str, info: dict[str, Any]) -> StoredFile:
-    etag = info.get("ETag") or info.get("etag")
-    modified = next(
-        (info[k] for k in ("LastModified", "last_modified", "updated", "mtime", "created") if k in info), None
-    )
-    if isinstance(modified, str):
-        modified = datetime.fromisoformat(modified.replace("Z", "+00:00"))
-    elif isinstance(modified, int | float):
-        modified = datetime.fromtimestamp(modified, tz=timezone.utc)
-    if modified is not None:
-        modified = modified.astimezone(timezone.utc)
-    return StoredFile(uri, int(info["size"]), etag.strip('"') if etag else None, modified)
+    if _scheme(url) not in _S3:
+        return {}
+    client = boto3_client(_store(url)[0])
+    endpoint, found = client.meta.endpoint_url, client._request_signer._credentials
+    options = {"AWS_REGION": client.meta.region_name, "AWS_ENDPOINT_URL": endpoint}
+    if endpoint.startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    if found is not None:
+        keys = found.get_frozen_credentials()
+        options |= {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key}
+        options |= {"AWS_SESSION_TOKEN": keys.token} if keys.token else {}
+    return options

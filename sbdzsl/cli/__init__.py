@@ -17,6 +17,7 @@ from rich.table import Table
 from sbdzsl import __version__, config, lake
 from sbdzsl.cli.audit import audit_app
 from sbdzsl.cli.datasets import datasets_app
+from sbdzsl.cli.lakes import list_images
 from sbdzsl.cli.options import (
     Adapter,
     BundleUrl,
@@ -275,6 +276,7 @@ def export(
     stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
 
 
+app.command("list")(list_images)
 for verb in (enrol, retire, groups):
     app.command()(verb)
 
