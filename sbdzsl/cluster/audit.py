@@ -32,7 +32,7 @@ from sbdzsl.cluster.session import require_placeable, session, total_cpus
 from sbdzsl.config import AuditSettings, Promise, ThresholdRule
 from sbdzsl.errors import AuditError, ConfigError
 from sbdzsl.inspector import Inspector, Loaded, load_image
-from sbdzsl.report.gallery import gallery_image
+from sbdzsl.report.gallery import make_viewer
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary
 from sbdzsl.runtime import Runtime
@@ -110,13 +110,14 @@ def run_audit(
         num_shards_resumed=len(resumed),
         images_per_second=num_judged / seconds if num_judged else None,
         actors=actors,
+        run=1,
+        num_judged=num_judged,
+        num_unexpected=proof.num_unexpected,
         unseen_budget=bundle.settings.router.false_alarm_rate,
         promise=plan.promise,
         defect_budget=_defect_budget(bundle, policy),
     )
-    summary = write_report(
-        ledger.verdict_rows(plan), facts, out, lambda row: gallery_image(inspector, row), settings.gallery_size
-    )
+    summary = write_report(ledger.verdict_rows(plan), facts, out, make_viewer(inspector), settings.gallery_size)
     return AuditResult(plan, proof, summary, num_judged, lake.join(out, "report.html"))
 
 
