@@ -150,7 +150,7 @@ def measure(
         features, groups = own.features[few], own.groups[few].tolist()
         claim = enrolment.largest_claim(router, features, groups)
         child = enrolment.enrol(router, name, features, groups)
-        recognised, tried = enrolment.num_recognised(router, features, groups)
+        left_out = enrolment.leave_out(router, features, groups)
         claims = [accepted(child, features, name) for features in strange.values()]
         rows.append(
             {
@@ -158,7 +158,7 @@ def measure(
                 "seed": seed,
                 "count": count,
                 "accuracy": accepted(child, own.features[test_own[:MAX_IMAGES]], name),
-                "left_one_out": recognised / tried,
+                "left_one_out": left_out.num_recognised / len(left_out.images),
                 "unseen_before": float(np.mean([router.route(row).is_unseen for row in own.features[test_own]])),
                 "accepted_before": claim.num_accepted / count,
                 "refused": float(claim.is_refused),

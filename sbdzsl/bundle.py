@@ -35,8 +35,11 @@ from sbdzsl.sbad.backbone import Backbone, restore_backbone
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbdd.predict import Detector
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CARD = "bundle.json"
+
+#: Held-out images that a reference is made from, at most: with more, a shift too small to matter would show.
+MAX_REFERENCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,20 @@ class SurfaceDetector:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """What good images of one surface are like that trained nothing, for drift to be measured against.
+
+    A value an image, at most `MAX_REFERENCE`, in any order: `brightness` and `sharpness` as in `image.Appearance`, the
+    `unseen_scores` under each promise of the router. Scores of an enrolled surface are those of images left out of the
+    enrolment one by one, so they may be fewer. Defect scores are `SurfaceDetector.good_scores`.
+    """
+
+    brightness: tuple[float, ...]
+    sharpness: tuple[float, ...]
+    unseen_scores: Mapping[Promise, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A loaded or freshly trained bundle. `card` is what `bundle.json` says, `digest` its sha256, in hex."""
 
@@ -77,6 +94,7 @@ class Bundle:
     backbone: Backbone
     router: SurfaceRouter
     detectors: Mapping[str, SurfaceDetector]
+    references: Mapping[str, Reference]
     card: Mapping[str, Any]
     digest: str
 
@@ -97,6 +115,7 @@ def save(
     backbone: Backbone,
     router: SurfaceRouter,
     detectors: Mapping[str, SurfaceDetector],
+    references: Mapping[str, Reference],
     provenance: Mapping[str, Any],
 ) -> Bundle:
     """Write a bundle to any lake URL and return it as a reader would see it.
@@ -116,6 +135,7 @@ def save(
         "backbone": backbone.card(),
         "router": router.meta(),
         "detectors": {surface: _detector_card(entry) for surface, entry in sorted(detectors.items())},
+        "references": {surface: asdict(one) for surface, one in sorted(references.items())},
         "provenance": dict(provenance),
         "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in sorted(blobs.items())},
     }
@@ -152,6 +172,7 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
             backbone=restore_backbone(card["backbone"], tensors["backbone.safetensors"]),
             router=router.promising(promise),
             detectors=detectors,
+            references={surface: _load_reference(entry) for surface, entry in card["references"].items()},
             card=card,
             digest=_digest(card),
         )
@@ -198,6 +219,11 @@ def _load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
         platt=Platt(**entry["platt"]) if entry["platt"] else None,
         robustness=tuple(Robustness(**row) for row in entry["robustness"]),
     )
+
+
+def _load_reference(entry: Mapping[str, Any]) -> Reference:
+    scores = {promise: tuple(values) for promise, values in entry["unseen_scores"].items()}
+    return Reference(tuple(entry["brightness"]), tuple(entry["sharpness"]), scores)
 
 
 def _detector_card(entry: SurfaceDetector) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
-from sbdzsl.bundle import Bundle, SurfaceDetector
-from sbdzsl.config import ImageSettings
+from sbdzsl.bundle import Bundle, Reference, SurfaceDetector
+from sbdzsl.config import ImageSettings, Promise
 from sbdzsl.datasets import ADAPTERS, assign_splits, samples_from_table, samples_to_table
 from sbdzsl.datasets.sample import Sample, group_of
 from sbdzsl.errors import BundleError, ConfigError, DataError
@@ -23,9 +23,17 @@ from sbdzsl.sbad import enrolment as router_enrolment
 from sbdzsl.sbad.attributes import load_attributes
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.enrolment import Claim
+from sbdzsl.sbad.enrolment import Claim, LeftOut
 from sbdzsl.sbdd.curves import curves_png
-from sbdzsl.training import Report, SurfaceData, embed_images, load_surface, train_detector, training_file
+from sbdzsl.training import (
+    Report,
+    SurfaceData,
+    embed_images,
+    load_surface,
+    make_reference,
+    train_detector,
+    training_file,
+)
 
 #: Good ones: two to train the detector on and one to set its threshold by.
 MIN_IMAGES = 3
@@ -83,15 +91,15 @@ def enrol(
     claim = router_enrolment.largest_claim(bundle.router, features, groups)
     router_enrolment.require_unclaimed(claim, surface)
     router = router_enrolment.enrol(bundle.router, surface, features, groups, row, copies)
-    recognised, left_out = router_enrolment.num_recognised(bundle.router, features, groups, copies)
-    report(_router_line(claim, recognised, left_out))
+    left_out = router_enrolment.leave_out(bundle.router, features, groups, copies)
+    report(_router_line(claim, left_out))
     step = {
         "step": "enrol",
         "surface": surface,
         "parent": bundle.digest,
         "images": {"router": len(features), "detector": len(data.train), "held_out": len(data.val)},
         "claim": asdict(claim),
-        "left_one_out": {"recognised": recognised, "of": left_out},
+        "left_one_out": {"recognised": left_out.num_recognised, "of": len(left_out.images)},
         "class_embedding": "read off the images" if row is None else "attribute table",
         "threshold": f"the parent's: {len(router.calibration_scores['plain'])} held-out images of the other surfaces",
         "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
@@ -103,9 +111,11 @@ def enrol(
         data, bundle.settings.detector_for(surface), seed, device, report, checkpoint_url=checkpoint
     )
     lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
-    saved = _save(bundle, out, router, {**bundle.detectors, surface: entry}, step, _counted(bundle, data))
+    references = {**bundle.references, surface: make_reference(data, _good_scores(data, left_out))}
+    detectors = {**bundle.detectors, surface: entry}
+    saved = _save(bundle, out, router, detectors, references, step, _counted(bundle, data))
     lake.remove(checkpoint)
-    return Enrolled(saved, claim, recognised, left_out, len(data.train), len(data.val))
+    return Enrolled(saved, claim, left_out.num_recognised, len(left_out.images), len(data.train), len(data.val))
 
 
 def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
@@ -120,7 +130,8 @@ def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
     detectors = {name: entry for name, entry in bundle.detectors.items() if name != surface}
     step = {"step": "retire", "surface": surface, "parent": bundle.digest, "threshold": "the parent's"}
     images = {name: count for name, count in bundle.card["provenance"]["images"].items() if name != surface}
-    return _save(bundle, out, router, detectors, step, {"images": images})
+    references = {name: one for name, one in bundle.references.items() if name != surface}
+    return _save(bundle, out, router, detectors, references, step, {"images": images})
 
 
 def samples_of(surface: str, images: str | None = None, manifests: Sequence[str] = ()) -> list[Sample]:
@@ -212,12 +223,13 @@ def _save(
     out: str,
     router: SurfaceRouter,
     detectors: Mapping[str, SurfaceDetector],
+    references: Mapping[str, Reference],
     step: Mapping[str, Any],
     changed: Mapping[str, Any],
 ) -> Bundle:
     provenance = {**parent.card["provenance"], **changed}
     provenance["steps"] = [*provenance.get("steps", ()), dict(step)]
-    return bundles.save(out, parent.settings, parent.backbone, router, detectors, provenance)
+    return bundles.save(out, parent.settings, parent.backbone, router, detectors, references, provenance)
 
 
 def _counted(bundle: Bundle, data: SurfaceData) -> dict[str, Any]:
@@ -228,10 +240,19 @@ def _counted(bundle: Bundle, data: SurfaceData) -> dict[str, Any]:
     return changed
 
 
-def _router_line(claim: Claim, recognised: int, left_out: int) -> str:
+def _good_scores(data: SurfaceData, left_out: LeftOut) -> dict[Promise, list[float]]:
+    """Unseen scores of the good ones of the images that were left out: the new router itself knows all of them."""
+    defective = [image.defective for image in (*data.train, *data.val)]
+    return {
+        promise: [score for image, score in zip(left_out.images, scores, strict=True) if not defective[image]]
+        for promise, scores in left_out.unseen_scores.items()
+    }
+
+
+def _router_line(claim: Claim, left_out: LeftOut) -> str:
     tried = (
-        f"left out one by one, {recognised} of {left_out} images are recognised by the others"
-        if left_out
+        f"left out one by one, {left_out.num_recognised} of {len(left_out.images)} images are recognised by the others"
+        if left_out.images
         else "too few images to leave one out"
     )
     claimed = f"; {claim.num_accepted} were accepted as {claim.surface} before" if claim.num_accepted else ""

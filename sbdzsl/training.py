@@ -6,7 +6,7 @@ them. Nothing of an unseen surface is read: its rows are dropped before the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote
@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
-from sbdzsl.bundle import Bundle, SurfaceDetector
+from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference, SurfaceDetector
 from sbdzsl.calibration import fit_platt
-from sbdzsl.config import DetectorSettings, ImageSettings, TrainSettings
+from sbdzsl.config import DetectorSettings, ImageSettings, Promise, TrainSettings
 from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
 from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
-from sbdzsl.image import decode
+from sbdzsl.image import Appearance, decode
 from sbdzsl.robustness import robustness
 from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
@@ -45,13 +45,18 @@ MIN_TRAIN_IMAGES = 5
 
 @dataclass(frozen=True, slots=True)
 class SurfaceData:
-    """What one surface brings to training; `train_embedded` and `val_embedded` are the same images for the router."""
+    """What one surface brings to training; `train_embedded` and `val_embedded` are the same images for the router.
+
+    `val_appearances` and `val_defective` say of each validation image what its reference needs, also without pixels.
+    """
 
     surface: str
     train: tuple[TrainingImage, ...]
     val: tuple[TrainingImage, ...]
     train_embedded: EmbeddedImages
     val_embedded: EmbeddedImages
+    val_appearances: tuple[Appearance, ...]
+    val_defective: tuple[bool, ...]
     skipped: tuple[str, ...]
     assumed_good: int
 
@@ -113,7 +118,8 @@ def train(
         "skipped": {data.surface: list(data.skipped) for data in collected if data.skipped},
         "assumed_good": {data.surface: data.assumed_good for data in collected if data.assumed_good},
     }
-    bundle = bundles.save(out, settings, trunk, router, detectors, provenance)
+    references = {data.surface: make_reference(data, unseen_scores(router, data)) for data in collected}
+    bundle = bundles.save(out, settings, trunk, router, detectors, references, provenance)
     for surface in detectors:
         lake.remove(training_file(out, surface, "checkpoint"))
     return bundle
@@ -134,16 +140,19 @@ def load_surface(
     """
     images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
     groups: dict[str, list[str]] = {"train": [], "val": []}
+    appearances: list[Appearance] = []
     skipped: list[str] = []
     for sample in samples:
         assert sample.split in images
         try:
-            grey = decode(lake.read_bytes(sample.uri, settings.max_bytes), settings, sample.bit_depth).grey()
+            image = decode(lake.read_bytes(sample.uri, settings.max_bytes), settings, sample.bit_depth)
         except (ImageError, LakeError) as error:
             report(f"{surface}: left out of training: {sample.uri}: {error.code}: {error.message}")
             skipped.append(sample.uri)
             continue
-        defective = sample.label == "defect"
+        if sample.split == "val":
+            appearances.append(image.appearance())
+        grey, defective = image.grey(), sample.label == "defect"
         mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
         images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
         groups[sample.split].append(sample.group or sample.image_id)
@@ -159,6 +168,8 @@ def load_surface(
         val=tuple(images["val"]),
         train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True),
         val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False),
+        val_appearances=tuple(appearances),
+        val_defective=tuple(image.defective for image in images["val"]),
         skipped=tuple(skipped),
         assumed_good=sum(sample.label is None for sample in samples),
     )
@@ -250,6 +261,30 @@ def train_router(
         seed,
         observe,
     )
+
+
+def make_reference(data: SurfaceData, scores: Mapping[Promise, Sequence[float]]) -> Reference:
+    """What drift is measured against: the surface's good validation images, and the `scores` that the router gave."""
+    kept = [data.val_appearances[i] for i in _kept_good(data)]
+    return Reference(
+        brightness=tuple(one.brightness for one in kept),
+        sharpness=tuple(one.sharpness for one in kept),
+        unseen_scores={promise: tuple(values) for promise, values in scores.items()},
+    )
+
+
+def unseen_scores(router: SurfaceRouter, data: SurfaceData) -> dict[Promise, list[float]]:
+    """Under each promise the unseen scores of good validation images, which the router must not have learnt from."""
+    features = [data.val_embedded.features[i] for i in _kept_good(data)]
+    return {
+        promise: [router.promising(promise).route(row).unseen_score for row in features] for promise in router.gates
+    }
+
+
+def _kept_good(data: SurfaceData) -> list[int]:
+    """Numbers of the good validation images, of at most `MAX_REFERENCE`, spread over all."""
+    good = [number for number, defective in enumerate(data.val_defective) if not defective]
+    return good[:: -(-len(good) // MAX_REFERENCE)] if good else []
 
 
 def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, list[Sample]]:

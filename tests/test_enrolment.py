@@ -55,6 +55,16 @@ def test_the_other_surfaces_verdicts_are_the_same_bits(trained: Trained, enrolle
                 assert getattr(new, name) == getattr(old, name)
 
 
+def test_the_new_surface_has_a_reference_of_images_that_were_left_out(trained: Trained, enrolled: Enrolled) -> None:
+    references = enrolled.bundle.references
+    assert {name: references[name] for name in SEEN} == trained.bundle.references
+    own = references[UNSEEN]
+    assert 0 < len(own.brightness) <= enrolled.num_held_out
+    assert set(own.unseen_scores) == set(trained.bundle.router.gates)
+    assert 0 < len(own.unseen_scores["plain"]) <= enrolled.num_left_out
+    assert min(own.unseen_scores["plain"]) > 0
+
+
 def test_every_other_file_keeps_its_bytes(trained: Trained, enrolled: Enrolled) -> None:
     parent, child = (dict(bundle.card["files"]) for bundle in (trained.bundle, enrolled.bundle))
     new = child.pop(f"detectors/{UNSEEN}.safetensors")
@@ -81,6 +91,7 @@ def test_retiring_it_again_gives_the_parents_files_and_verdicts(
     retired = retire(enrolled.bundle, UNSEEN, str(tmp_path / "retired"))
     assert retired.card["files"] == trained.bundle.card["files"]
     assert retired.surfaces == trained.bundle.surfaces
+    assert retired.references == trained.bundle.references
     steps = [(step["step"], step["parent"]) for step in retired.card["provenance"]["steps"]]
     assert steps == [("enrol", trained.bundle.digest), ("retire", enrolled.bundle.digest)]
     before, after = Inspector(trained.bundle), Inspector(retired)

@@ -12,7 +12,7 @@ import torch
 from sbdzsl import bundle as bundles
 from sbdzsl import cli
 from sbdzsl.inspector import Inspector
-from sbdzsl.report import write_report
+from sbdzsl.report import make_viewer, write_report
 from sbdzsl.verdict import verdict_table
 from tests.conftest import SEEN, UNSEEN, Trained
 from tests.graphs import Tiny, write_graph
@@ -78,7 +78,7 @@ def test_inspect_says_the_users_words(own: str, trained: Trained, capsys: pytest
 def test_the_report_says_them_too(own: str, trained: Trained, tmp_path: Path) -> None:
     inspector = Inspector(bundles.load(own))
     table = verdict_table([inspector.judge(uri, uri) for uri in uris(trained, UNSEEN)[:6]])
-    write_report(pl.from_arrow(table).lazy(), draw_facts(table), str(tmp_path), lambda _: None, 3)
+    write_report(pl.from_arrow(table).lazy(), draw_facts(table), str(tmp_path), make_viewer(inspector), 3)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<li>is metal</li>" in page
     assert "× the limit)" in page

@@ -4,11 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sbdzsl import bundle as bundles
 from sbdzsl import training
+from sbdzsl.bundle import MAX_REFERENCE
 from sbdzsl.config import TrainSettings
 from sbdzsl.errors import DataError
+from sbdzsl.image import Appearance
+from sbdzsl.inspector import Inspector
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbad.fit import EmbeddedImages
+from sbdzsl.training import SurfaceData
 from tests.conftest import SEEN, SMALL, UNSEEN, Trained
 
 
@@ -93,3 +99,39 @@ def test_the_card_says_what_other_light_blur_noise_and_shift_do(trained: Trained
         assert plain.fp == int((entry.good_scores > entry.threshold().value).sum())
         assert {row.change for row in changed_rows} == {"brightness", "contrast", "blur", "noise", "shift"}
         assert len(trained.bundle.card["detectors"][surface]["robustness"]) == 16
+
+
+def test_the_reference_is_what_verdicts_say_of_held_out_good_images(trained: Trained) -> None:
+    assert set(trained.bundle.references) == set(SEEN)
+    for promise in trained.bundle.router.gates:
+        inspector = Inspector(bundles.load(trained.bundle_url, promise=promise))
+        for surface, reference in trained.bundle.references.items():
+            good = [
+                row
+                for row in trained.manifest.to_pylist()
+                if (row["surface"], row["split"]) == (surface, "val") and row["label"] != "defect"
+            ]
+            found = [inspector.judge(row["image_id"], row["uri"]) for row in good]
+            assert len(found) > 0
+            assert reference.brightness == tuple(verdict.brightness for verdict in found)
+            assert reference.sharpness == tuple(verdict.sharpness for verdict in found)
+            assert reference.unseen_scores[promise] == tuple(verdict.unseen_score for verdict in found)
+
+
+def test_a_reference_is_bounded_and_spread_over_the_images() -> None:
+    number = 2 * MAX_REFERENCE + 7
+    data = SurfaceData(
+        surface="a",
+        train=(),
+        val=(),
+        train_embedded=EmbeddedImages(np.empty((0, 1), np.float32), []),
+        val_embedded=EmbeddedImages(np.empty((number, 1), np.float32), ["a"] * number),
+        val_appearances=tuple(Appearance(float(i), 0.0) for i in range(number)),
+        val_defective=tuple(i % 7 == 0 for i in range(number)),
+        skipped=(),
+        assumed_good=0,
+    )
+    reference = training.make_reference(data, {"plain": [1.0]})
+    assert MAX_REFERENCE / 2 < len(reference.brightness) <= MAX_REFERENCE
+    assert reference.brightness[-1] > number - 5
+    assert not any(value % 7 == 0 for value in reference.brightness)

@@ -5,7 +5,7 @@ Everything is vectorised, so that a million rows take seconds. Same seed, same b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sbdzsl.report import AuditFacts
+from sbdzsl.datasets.sample import Sample
+from sbdzsl.grouping import Group, Grouping, Member
+from sbdzsl.report import AuditFacts, GalleryImage, Viewer
 from sbdzsl.verdict import REGION_TYPE, VERDICT_SCHEMA
 
 SURFACES = ("carpet", "hot-rolled steel", "leather", "magnetic tile")
@@ -107,10 +109,44 @@ def draw_facts(table: pa.Table, **changes: Any) -> AuditFacts:
         "num_shards_resumed": 3,
         "images_per_second": 84.0,
         "actors": 16,
+        "run": 1,
+        "num_judged": table.num_rows,
         "unseen_budget": 0.02,
         "defect_budget": 0.02,
     }
     return AuditFacts(**(values | changes))
+
+
+def draw_references(num: int = 200, seed: int = 1, surfaces: Sequence[str] = SURFACES) -> dict[str, dict[Any, Any]]:
+    """What held-out good images of each surface would have given, of the distributions of `draw_verdicts`."""
+    rng = np.random.default_rng(seed)
+    return {
+        surface: {
+            "brightness": rng.normal(0.45, 0.02, num),
+            "sharpness": rng.lognormal(-6, 0.2, num),
+            "unseen_score": UNSEEN_THRESHOLD * rng.beta(6, 4, num),
+            "defect_score": threshold - rng.gamma(4.0, 1.2, num),
+        }
+        for surface, threshold in zip(surfaces, np.linspace(-0.5, 1.5, len(surfaces)), strict=True)
+    }
+
+
+def draw_viewer(picture: Callable[[Mapping[str, Any]], GalleryImage | None], **changes: Any) -> Viewer:
+    """A viewer without a bundle: `picture` shows rows and images, unseen images are groups of ten in their order."""
+
+    def group(samples: Sequence[Sample]) -> Grouping:
+        members = [Member(sample, 2.0, SURFACES[0]) for sample in samples]
+        tens = [tuple(members[start : start + 10]) for start in range(0, len(members), 10)]
+        groups = tuple(Group(f"group-{i:02d}", ten, SURFACES[:2], ATTRIBUTES[:2], None) for i, ten in enumerate(tens))
+        return Grouping(groups, (), len(samples), len(samples), 0, 0)
+
+    values: dict[str, Any] = {
+        "references": draw_references(),
+        "picture": picture,
+        "thumbnail": lambda sample: picture({"uri": sample.uri, "verdict": "unseen"}),
+        "group": group,
+    }
+    return Viewer(**(values | changes))
 
 
 def write_parts(table: pa.Table, folder: Path, rows_per_part: int) -> pl.LazyFrame:

@@ -38,8 +38,10 @@ from sbdzsl.cluster.reading import num_readers
 from sbdzsl.cluster.selection import Selection
 from sbdzsl.cluster.session import Crew, crew, session
 from sbdzsl.config import AuditSettings, Promise, ThresholdRule
+from sbdzsl.delta import append_run
 from sbdzsl.errors import AuditError, ConfigError, SbdzslError
 from sbdzsl.inspector import Inspector
+from sbdzsl.report.gallery import make_viewer
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary
 from sbdzsl.runtime import Runtime
@@ -86,11 +88,12 @@ def run_audit(
     runtime: Runtime = "torch",
     promise: Promise | None = None,
     only_new: bool = False,
+    delta_url: str | None = None,
 ) -> AuditResult:
     """Judge every image of a lake (or of a manifest) and write parts, plan and report below `out`.
 
     Run again with the same arguments it resumes; once finished it does nothing, or with `only_new` lists again and
-    judges the images that no run has judged. An audit that ends early writes its report as well, and then raises
+    judges the images that no run has judged. With `delta_url` each run is one commit to that Delta table. An audit that ends early writes its report as well, and then raises
     `AuditStopped` ("too-many-errors", "out-of-time"), `AuditError` ("stalled", "crashing", "incomplete") or what its
     store raised. Before any work it raises `AuditError` "other-audit" if `out` holds another audit, "no-resources" if
     no node can hold an actor, and whatever makes bundle, lake or settings unusable.
@@ -104,7 +107,10 @@ def run_audit(
                 if progress.num_actors == 0:
                     connection.enter_context(session(address))
                 _judge(audit, plan, missing, progress)
-    return _conclude(audit, progress)
+    result = _conclude(audit, progress)
+    if delta_url is not None:
+        _commit(result.plans, delta_url, report)
+    return result
 
 
 def _prepare(
@@ -282,6 +288,13 @@ def _conclude(audit: _Audit, progress: Progress) -> AuditResult:
     return AuditResult(plans, proof, summary, progress.num_images, lake.join(audit.out, "report.html"))
 
 
+def _commit(plans: Sequence[Plan], table_url: str, report: Report) -> None:
+    """Append each run to a Delta table that has not got it yet."""
+    for plan in plans:
+        if append_run(ledger.parts([plan]), table_url, f"sbdzsl-audit-{plans[0].manifest}", plan.run):
+            report(f"run {plan.run}: committed to {table_url}")
+
+
 def _incomplete(out: str, proof: Reconciliation) -> AuditError:
     strays = f", {list(proof.strays)} lie among the parts and are none: move them away" if proof.strays else ""
     return AuditError(
@@ -312,6 +325,7 @@ def _write_report(
         num_duplicates=proof.num_duplicates,
         num_unexpected=proof.num_unexpected,
         num_shards=sum(plan.num_shards for plan in plans),
+        num_shards_resumed=sum(len(ledger.done_shards(plan)) for plan in plans) - progress.num_shards,
         num_judged=progress.num_images,
         stopped=None if stopped is None else stopped.code,
         stop_detail=None if stopped is None else stopped.message,
@@ -322,7 +336,8 @@ def _write_report(
         promise=audit.identity.promise,
         defect_budget=_defect_budget(audit),
     )
-    return write_report(ledger.verdict_rows(plans), facts, folder, audit.inspector, audit.settings.gallery_size)
+    viewer = make_viewer(audit.inspector)
+    return write_report(ledger.verdict_rows(plans), facts, folder, viewer, audit.settings.gallery_size)
 
 
 def _defect_budget(audit: _Audit) -> float | None:

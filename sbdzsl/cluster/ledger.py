@@ -144,18 +144,17 @@ def write_part(plan: Plan, shard: int, verdicts: list[Verdict]) -> bool:
     return lake.write_once(plan.part_uri(shard), to_parquet(verdicts))
 
 
+def parts(plans: Sequence[Plan]) -> pyarrow.dataset.Dataset:
+    """The parts of some runs as one Arrow data set."""
+    uris = [plan.part_uri(shard) for plan in plans for shard in sorted(done_shards(plan))]
+    filesystem, _ = lake.filesystem(plans[0].out)
+    paths = [lake.filesystem(uri)[1] for uri in uris]
+    return pyarrow.dataset.dataset(paths, VERDICT_SCHEMA, format="parquet", filesystem=filesystem)
+
+
 def verdict_rows(plans: Sequence[Plan]) -> pl.LazyFrame:
     """All verdict rows of some runs, lazily."""
-    uris = [plan.part_uri(shard) for plan in plans for shard in sorted(done_shards(plan))]
-    if not uris:
-        empty = pl.from_arrow(VERDICT_SCHEMA.empty_table())
-        assert isinstance(empty, pl.DataFrame)
-        return empty.lazy()
-    filesystem, _ = lake.filesystem(uris[0])
-    paths = [lake.filesystem(uri)[1] for uri in uris]
-    return pl.scan_pyarrow_dataset(
-        pyarrow.dataset.dataset(paths, VERDICT_SCHEMA, format="parquet", filesystem=filesystem)
-    )
+    return pl.scan_pyarrow_dataset(parts(plans))
 
 
 def audit_rows(out: str) -> pl.LazyFrame:

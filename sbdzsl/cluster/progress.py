@@ -22,12 +22,13 @@ class Progress:
         self.num_images = 0
         self.num_errors = 0
         self.num_actors = 0
+        self.num_shards = 0
         self.seconds = 0.0
         self.stopped: SbdzslError | None = None
         self._max_errors = settings.max_errors
         self._max_minutes = settings.max_minutes
         self._report = report
-        self._num_shards = self._finished = 0
+        self._to_do = self._finished = 0
         self._before = 0.0
         self._started = self._last_line = time.perf_counter()
 
@@ -38,7 +39,7 @@ class Progress:
 
     def begin(self, num_shards: int, num_actors: int) -> None:
         """So many shards are about to be judged by so many actors."""
-        self._num_shards, self._finished, self._before = num_shards, 0, self.seconds
+        self._to_do, self._finished, self._before = num_shards, 0, self.seconds
         self.num_actors = num_actors
         self._started = self._last_line = time.perf_counter()
 
@@ -54,10 +55,11 @@ class Progress:
         if row["num_images"] < 0:
             raise AuditStopped(
                 "out-of-time",
-                f"max_minutes ({self._max_minutes:g}) are over: {self._finished} of {self._num_shards} shards were "
+                f"max_minutes ({self._max_minutes:g}) are over: {self._finished} of {self._to_do} shards were "
                 "judged by this start, and are kept; run the same command again to go on",
             )
         self._finished += 1
+        self.num_shards += 1
         self.num_images += int(row["num_images"])
         self.num_errors += int(row["num_errors"])
         self._say()
@@ -82,12 +84,12 @@ class Progress:
         now = time.perf_counter()
         elapsed = now - self._started
         self.seconds = self._before + elapsed
-        if now - self._last_line < _SECONDS_BETWEEN_LINES and self._finished < self._num_shards:
+        if now - self._last_line < _SECONDS_BETWEEN_LINES and self._finished < self._to_do:
             return
         self._last_line = now
-        left = elapsed / self._finished * (self._num_shards - self._finished)
+        left = elapsed / self._finished * (self._to_do - self._finished)
         speed = self.num_images / self.seconds
         bad = f", {self.num_errors:,} of them not judged" if self.num_errors else ""
         self._report(
-            f"{self._finished}/{self._num_shards} shards, {self.num_images:,} images{bad}, {speed:.0f}/s, {left:.0f} s left"
+            f"{self._finished}/{self._to_do} shards, {self.num_images:,} images{bad}, {speed:.0f}/s, {left:.0f} s left"
         )

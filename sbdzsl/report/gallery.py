@@ -1,18 +1,71 @@
-"""Judged images as pictures: for `sbdzsl inspect --overlay` and for the gallery of a report."""
+"""Judged images as pictures: for `sbdzsl inspect --overlay` and for the galleries of a report."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbdzsl.bundle import Bundle
+from sbdzsl.datasets.sample import Sample
+from sbdzsl.grouping import Grouping, group_unseen
 from sbdzsl.inspector import Inspector, Loaded, load_image
+from sbdzsl.report.drift import Measure, References
 from sbdzsl.report.overlay import GalleryImage, draw_overlay, encode_png, encode_thumbnail
 from sbdzsl.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """What a report asks of a bundle beside the rows.
+
+    `references` are what drift is measured against. `picture` shows one row (a mapping of its plain values),
+    `thumbnail` one image as it is; both None where it can no longer be read. `group` groups unseen images.
+    """
+
+    references: References
+    picture: Callable[[Mapping[str, Any]], GalleryImage | None]
+    thumbnail: Callable[[Sample], GalleryImage | None]
+    group: Callable[[Sequence[Sample]], Grouping]
+
+
+def make_viewer(inspector: Inspector) -> Viewer:
+    """What a report asks of an inspector's bundle, judged by that inspector."""
+    bundle = inspector.bundle
+
+    def group(samples: Sequence[Sample]) -> Grouping:
+        return group_unseen(bundle, samples, report=lambda _: None)
+
+    return Viewer(
+        references={surface: _references(bundle, surface) for surface in bundle.surfaces},
+        picture=lambda row: gallery_image(inspector, row),
+        thumbnail=lambda sample: _thumbnail(inspector, sample),
+        group=group,
+    )
+
+
+def _references(bundle: Bundle, surface: str) -> dict[Measure, NDArray[np.float64]]:
+    own = bundle.references[surface]
+    return {
+        # As the table of verdicts stores them.
+        "brightness": np.array(own.brightness, np.float32).astype(np.float64),
+        "sharpness": np.array(own.sharpness, np.float32).astype(np.float64),
+        "unseen_score": np.array(own.unseen_scores[bundle.router.promise]),
+        "defect_score": bundle.detectors[surface].good_scores,
+    }
+
+
+def _thumbnail(inspector: Inspector, sample: Sample) -> GalleryImage | None:
+    image = load_image(sample.image_id, sample.uri, inspector.bundle.settings.image, sample.bit_depth).image
+    if image is None:
+        return None
+    tone = np.rint(np.clip(image.grey(), 0, 1) * 255).astype(np.uint8)
+    return GalleryImage(encode_thumbnail(np.repeat(tone[:, :, None], 3, axis=2), 320, 320), "image/jpeg")
 
 
 def overlay_png(inspector: Inspector, loaded: Loaded, verdict: Verdict) -> bytes:

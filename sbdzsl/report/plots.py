@@ -1,4 +1,4 @@
-"""Histograms as inline SVG: no fonts, no links, no ids that clash, colours from the page's own variables.
+"""Pictures of figures as inline SVG: no fonts, no links, no ids that clash, colours from the page's own variables.
 
 The bytes depend on the figures alone. Text stays text, in the reader's font; each colour is a CSS variable of the
 template, so that plots follow the light, dark and print styles of the page.
@@ -9,13 +9,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil, sqrt
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from sbdzsl.report.summary import Histogram
+from sbdzsl.report.figures import Histogram
+from sbdzsl.report.places import HeatMap, Period
 
 #: Colours that stand in for CSS variables while matplotlib draws.
 _VARIABLES = {
@@ -31,6 +35,9 @@ _INK, _DIM, _PASSED, _DEFECT, _UNSEEN, _LINE, _STRIPE = _VARIABLES
 _ALARM = {"defect": _DEFECT, "unseen": _UNSEEN}
 
 _FLOOR = 0.5
+
+#: Shades of a heat map.
+LEVELS = 8
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -93,6 +100,64 @@ def histogram_svg(
             columnspacing=1.4,
             labelcolor=_INK,
         )
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue())
+
+
+def heat_map_svg(found: HeatMap) -> str:
+    """An `<svg>` element of the shape of the surface's images: the more defects in a cell, the darker it is.
+
+    One path a level of `LEVELS` (by the square root of the count, so that single defects are still seen) keeps a map
+    at a few kilobytes.
+    """
+    paths: dict[int, list[str]] = {}
+    most = max(found.cells, default=0)
+    for place, count in enumerate(found.cells):
+        if count:
+            row, column = divmod(place, found.columns)
+            paths.setdefault(heat_level(count, most), []).append(f"M{column} {row}h1v1h-1z")
+    drawn = "".join(
+        f'<path style="fill: var(--alarm); fill-opacity: {level / LEVELS:.2f}" d="{"".join(cells)}"/>'
+        for level, cells in sorted(paths.items())
+    )
+    frame = f'<rect width="{found.columns}" height="{found.rows}" style="fill: var(--soft)"/>'
+    return f'<svg viewBox="0 0 {found.columns} {found.rows}" aria-hidden="true">{frame}{drawn}</svg>'
+
+
+def heat_level(count: int, most: int) -> int:
+    """Level of a cell, 1 to `LEVELS`, of a count from 1 to `most`."""
+    return max(1, ceil(LEVELS * sqrt(count / most) - 1e-9))
+
+
+def timeline_svg(periods: Sequence[Period]) -> str:
+    """An `<svg>` element: the share of defects in two or more periods with its 95 % interval, below it the images."""
+    starts = [period.start.replace(tzinfo=None) for period in periods]
+    width = min((later - earlier for earlier, later in pairwise(starts)))
+    middles = [start + width / 2 for start in starts]
+    values = 100 * np.array([period.defect_rate.value for period in periods], dtype=np.float64)
+    low, high = (
+        100 * np.array([getattr(period.defect_rate, end) for period in periods], dtype=np.float64)
+        for end in ("low", "high")
+    )
+    with matplotlib.rc_context(_RC | {"svg.hashsalt": "timeline"}):
+        figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        upper.bar(middles, values, width=width * 0.86, color=_DEFECT, linewidth=0)
+        upper.vlines(middles, low, high, color=_INK, linewidth=1)
+        upper.set_ylim(0, 1.1 * max(float(np.percentile(high, 90)), float(values.max()), 1e-3))
+        upper.set_ylabel("defects, %")
+        lower.bar(
+            middles, [period.defect_rate.of for period in periods], width=width * 0.86, color=_PASSED, linewidth=0
+        )
+        lower.set_ylabel("images")
+        lower.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
+        lower.xaxis.set_major_locator(locator)
+        lower.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        lower.xaxis.get_offset_text().set_color(_DIM)
+        for axes in (upper, lower):
+            axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue())

@@ -57,6 +57,18 @@ class Claim:
         return self.num_claimed >= REFUSED_SHARE * self.num_expected
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What became of images that were left out of the enrolment one by one: `images` are their numbers.
+
+    `num_recognised` of them were accepted and named rightly; `unseen_scores` has the score of each under each promise.
+    """
+
+    images: tuple[int, ...]
+    num_recognised: int
+    unseen_scores: Mapping[Promise, tuple[float, ...]]
+
+
 def enrol(
     router: SurfaceRouter,
     surface: str,
@@ -165,25 +177,30 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
         )
 
 
-def num_recognised(
+def leave_out(
     router: SurfaceRouter, features: Features, groups: Sequence[str], copies: Features | None = None
-) -> tuple[int, int]:
-    """How many images [n, D] a router that enrolled only the others accepts and names rightly, and of how many.
+) -> LeftOut:
+    """How a router that enrolled only the other images [n, D] takes each, one by one.
 
     A whole group is left out with its image. At most `MAX_LEFT_OUT` images are tried, spread over all; those whose
     absence leaves fewer than two are not. It is a cautious estimate: one image more is enrolled in the end.
     """
     names = _independent(groups)
-    tried = recognised = 0
+    images: list[int] = []
+    recognised = 0
+    scores: dict[Promise, list[float]] = {promise: [] for promise in router.gates}
     for i in np.unique(np.linspace(0, len(features) - 1, min(len(features), MAX_LEFT_OUT)).round().astype(int)):
         rest = names != names[i]
         if rest.sum() < 2:
             continue
         kept = None if copies is None else copies[rest]
-        route = enrol(router, "", features[rest], names[rest].tolist(), copies=kept).route(features[i])
-        tried += 1
+        others = enrol(router, "", features[rest], names[rest].tolist(), copies=kept)
+        route = others.route(features[i])
+        images.append(int(i))
         recognised += route.surface == "" and not route.is_unseen
-    return recognised, tried
+        for promise in scores:
+            scores[promise].append(others.promising(promise).route(features[i]).unseen_score)
+    return LeftOut(tuple(images), recognised, {promise: tuple(found) for promise, found in scores.items()})
 
 
 def _independent(groups: Sequence[str]) -> NDArray[np.str_]:

@@ -19,7 +19,7 @@ import pytest
 from sbdzsl.errors import ImageError, LakeError
 from sbdzsl.report import AuditFacts, GalleryImage, Summary, write_report
 from sbdzsl.report.html import ADVICE
-from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_verdicts
+from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_verdicts, draw_viewer
 
 TABLE = draw_verdicts(2000, seed=7)
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -65,7 +65,9 @@ def _picture(row: Mapping[str, Any]) -> GalleryImage | None:
 
 
 def _report(table: pa.Table, folder: Path, **facts: Any) -> tuple[Page, Summary]:
-    summary = write_report(pl.from_arrow(table).lazy(), draw_facts(table, **facts), str(folder), _picture, 3)
+    summary = write_report(
+        pl.from_arrow(table).lazy(), draw_facts(table, **facts), str(folder), draw_viewer(_picture), 3
+    )
     return Page((folder / "report.html").read_text(encoding="utf-8")), summary
 
 
@@ -116,7 +118,7 @@ def test_the_page_says_what_was_counted(report: tuple[Page, Summary]) -> None:
     assert summary.sentence in page.text
     for expected in [f"{counted[kind]:,}" for kind in KINDS] + [s.surface for s in summary.surfaces]:
         assert expected in page.text
-    assert page.tags["svg"] == len(summary.surfaces) + 1
+    assert page.tags["svg"] == 2 * len(summary.surfaces) + 2
     for fact in ("sha256-4f0c2a6be1d9", "line-3 v12", "2026-11-02 06:41:07 UTC", "41 min 07 s", "84.0"):
         assert fact in page.text
 
@@ -153,10 +155,11 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     texts = dict.fromkeys(["uri", "surface", "threshold_policy", "error_code", "error_detail"], HOSTILE)
     names: dict[str, Any] = dict.fromkeys(["lake", "out", "bundle", "bundle_name"], HOSTILE)
     table = _with(draw_verdicts(200), **texts, **lists)
-    page, _ = _report(table, tmp_path, missing=(HOSTILE,), num_missing=1, **names)
+    stop: dict[str, Any] = {"stopped": HOSTILE, "stop_detail": HOSTILE, "selection": (HOSTILE,)}
+    page, _ = _report(table, tmp_path, missing=(HOSTILE,), num_missing=1, **names, **stop)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.tags["script"] == 0
-    assert page.tags["img"] == 6
+    assert page.tags["img"] == 3 + 3 + 1  # defects, unseen images, one group of them
     assert "<script" not in text
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
     assert HOSTILE in page.text
@@ -175,10 +178,11 @@ def test_the_gallery_is_bounded_and_shows_what_is_gone(tmp_path: Path) -> None:
         asked.append(row["verdict"])
         return None
 
-    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), gallery, 4)
+    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), draw_viewer(gallery), 4)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert asked == ["defect"] * 4 + ["unseen"] * 4
-    assert page.text.count("can no longer be read") == 8
+    num_groups = -(-min(sum(kind == "unseen" for kind in TABLE["verdict"].to_pylist()), 200) // 10)
+    assert asked == ["defect"] * 4 + ["unseen"] * (4 + num_groups)
+    assert page.text.count("This image can no longer be read") == 8 + num_groups
     assert page.tags["img"] == 0
 
 
@@ -187,14 +191,14 @@ def test_figures_are_written_before_pictures_are_asked_for(tmp_path: Path) -> No
         raise RuntimeError("the machine is gone")
 
     with pytest.raises(RuntimeError):
-        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), gallery, 4)
+        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), draw_viewer(gallery), 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alerts.csv", "summary.json"]
 
 
 def test_a_picture_of_another_kind_is_refused(tmp_path: Path) -> None:
     svg = GalleryImage(b"<svg onload=alert(1)>", "image/svg+xml")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image/svg"):
-        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), lambda row: svg, 1)
+        write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), draw_viewer(lambda row: svg), 1)
 
 
 @pytest.mark.parametrize("shares", [(0, 0, 0, 1), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)])
@@ -229,7 +233,7 @@ def test_what_is_not_given_is_a_dash(tmp_path: Path) -> None:
     )
     page, summary = _report(_with(TABLE, **missing), tmp_path, unseen_budget=None, defect_budget=None)
     assert summary.unseen.rate.of == 0
-    assert page.tags["svg"] == 0
+    assert page.tags["svg"] == 1  # defects over time need no score
     assert page.words.count("–") > 20
     assert "None" not in page.text.split()
 
@@ -250,7 +254,7 @@ def test_an_unseen_surface_shows_how_far_the_known_ones_are_and_that_its_words_a
 
 
 def test_any_store_will_do() -> None:
-    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), "memory://audits/one/", _picture, 1)
+    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), "memory://audits/one/", draw_viewer(_picture), 1)
     store = fsspec.filesystem("memory")
     assert store.cat_file("/audits/one/report.html").startswith(b"<!DOCTYPE html>")
     store.rm("/audits", recursive=True)
@@ -260,6 +264,6 @@ def test_a_folder_that_cannot_be_written_is_a_lake_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     facts: AuditFacts = draw_facts(TABLE)
     with pytest.raises(LakeError) as error:
-        write_report(pl.from_arrow(TABLE).lazy(), facts, str(tmp_path / "file"), _picture, 1)
+        write_report(pl.from_arrow(TABLE).lazy(), facts, str(tmp_path / "file"), draw_viewer(_picture), 1)
     assert error.value.code == "unreachable"
     assert str(tmp_path / "file") in error.value.message

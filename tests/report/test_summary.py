@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 
 from sbdzsl.report import Summary, summarise
-from sbdzsl.report.summary import Rate, rate
-from tests.verdicts import KINDS, draw_facts, draw_verdicts, write_parts
+from sbdzsl.report.figures import Rate, rate
+from tests.verdicts import KINDS, draw_facts, draw_references, draw_verdicts, write_parts
 
 TABLE = draw_verdicts(2000, seed=3)
 ROWS = TABLE.to_pylist()
 
 
 def _summary(table: pa.Table, **facts: object) -> Summary:
-    return summarise(pl.from_arrow(table).lazy(), draw_facts(table, **facts))
+    return summarise(pl.from_arrow(table).lazy(), draw_facts(table, **facts), draw_references())
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +85,14 @@ def test_part_files_give_the_same_summary_as_one_table(
     summary: Summary, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     rows = write_parts(TABLE, tmp_path_factory.mktemp("parts"), rows_per_part=300)
-    assert summarise(rows, draw_facts(TABLE)) == summary
+    assert summarise(rows, draw_facts(TABLE), draw_references()) == summary
 
 
 def test_json_round_trip(summary: Summary) -> None:
     text = json.dumps(summary.to_json())
     assert Summary.from_json(json.loads(text)) == summary
     assert json.loads(text)["complete"] is True
-    assert json.loads(text)["version"] == 1
+    assert json.loads(text)["version"] == 2
 
 
 @pytest.mark.parametrize(

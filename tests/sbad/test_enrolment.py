@@ -182,13 +182,20 @@ def test_images_of_one_lot_do_not_vouch_for_each_other(whitened: SurfaceRouter) 
 def test_images_left_out_one_by_one_are_recognised_by_the_others(whitened: SurfaceRouter) -> None:
     features = draw("d", 30, 1)
     each = [str(i) for i in range(30)]
-    recognised, tried = enrolment.num_recognised(whitened, features, each)
-    assert tried == enrolment.MAX_LEFT_OUT
-    assert recognised > 0.8 * tried
+    left_out = enrolment.leave_out(whitened, features, each)
+    assert len(left_out.images) == enrolment.MAX_LEFT_OUT
+    assert left_out.num_recognised > 0.8 * len(left_out.images)
+    scores = left_out.unseen_scores["plain"]
+    assert len(scores) == len(left_out.images)
+    # An image that was enrolled is at no distance from itself; one that was left out is at some.
+    assert min(scores) > 0
+    known = enrol(whitened, "d", features).route(features[left_out.images[0]])
+    assert known.unseen_score < scores[0]
     # Two lots that do not look alike: neither vouches for the other, though each image has a twin beside it.
     two = np.concatenate([draw("d", 5, 1), draw("e", 5, 1)])
-    assert enrolment.num_recognised(whitened, two, ["x"] * 5 + ["y"] * 5) == (0, 10)
-    assert enrolment.num_recognised(whitened, features[:2], each[:2]) == (0, 0)
+    apart = enrolment.leave_out(whitened, two, ["x"] * 5 + ["y"] * 5)
+    assert (apart.num_recognised, len(apart.images)) == (0, 10)
+    assert enrolment.leave_out(whitened, features[:2], each[:2]).images == ()
 
 
 @pytest.mark.parametrize(
