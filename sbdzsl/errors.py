@@ -123,7 +123,7 @@ class AuditError(SbdzslError):
     }
 
 
-class AuditStopped(SbdzslError):
+class StoppedError(SbdzslError):
     """An audit stopped in good order where the user wanted it to; the same command goes on."""
 
     CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}

@@ -1,7 +1,7 @@
 """`sbdzsl <verb>`: each verb parses its arguments and calls one function of the library.
 
-Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped where it was told to, 130 interrupted. Errors go to
-standard error; standard output carries what was asked for.
+Exit codes: 0 done, 1 the work failed, 2 the call is wrong, 3 stopped where it was told to, 130 interrupted. Errors go
+to standard error; standard output carries what was asked for.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.table import Table
 from typer.core import TyperGroup
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 class _RunByDefault(TyperGroup):
     """`sbdzsl audit --bundle ...` is `sbdzsl audit run --bundle ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if args and args[0] in self.commands else ["run", *args])
 
 
@@ -117,16 +116,24 @@ def run(
     # Ray is imported by this verb alone, so that the others start without it.
     from sbdzsl.cluster.audit import run_audit
     from sbdzsl.cluster.estimate import estimate_audit
+    from sbdzsl.cluster.request import AuditRequest
 
-    where = {"lake_url": lake_url, "manifest_uri": manifest}
-    what = {"settings": settings, "policy": policy, "promise": promise, "runtime": runtime}
-    if dry_run:
-        _print_estimate(estimate_audit(bundle, **where, **what, report=_say))  # type: ignore[arg-type]
-        return
-    result = run_audit(
-        bundle, out, **where, **what, only_new=only_new, address=address, delta_url=delta, report=_say  # type: ignore[arg-type]
+    request = AuditRequest(
+        bundle,
+        out,
+        lake_url=lake_url,
+        manifest_uri=manifest,
+        settings=settings,
+        policy=policy,
+        runtime=runtime,
+        promise=promise,
+        only_new=only_new,
+        delta_url=delta,
     )
-    _print_result(result)
+    if dry_run:
+        _print_estimate(estimate_audit(request, _say))
+    else:
+        _print_result(run_audit(request, address, _say))
 
 
 def _say(line: str) -> None:

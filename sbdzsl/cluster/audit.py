@@ -7,25 +7,22 @@ Only shard numbers and counts travel through Ray. What makes the result right is
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
-from sbdzsl import bundle as bundles
 from sbdzsl import lake, listing
-from sbdzsl.bundle import Bundle
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.judge import InspectorLoader, ShardJudge
 from sbdzsl.cluster.ledger import Reconciliation
 from sbdzsl.cluster.plan import (
-    Identity,
     Plan,
     find_plans,
     make_plan,
@@ -35,18 +32,17 @@ from sbdzsl.cluster.plan import (
 )
 from sbdzsl.cluster.progress import Progress
 from sbdzsl.cluster.reading import num_readers
+from sbdzsl.cluster.request import Audit, AuditRequest, prepare
 from sbdzsl.cluster.selection import Selection
 from sbdzsl.cluster.session import Crew, crew, session
-from sbdzsl.config import AuditSettings, Promise, ThresholdRule
 from sbdzsl.delta import append_run
-from sbdzsl.errors import AuditError, ConfigError, SbdzslError
-from sbdzsl.inspector import Inspector
+from sbdzsl.errors import AuditError, SbdzslError
 from sbdzsl.report.gallery import make_viewer
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary
-from sbdzsl.runtime import Runtime
 
 Report = Callable[[str], None]
+
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
@@ -59,103 +55,34 @@ class AuditResult:
     report_uri: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Audit:
-    """What is asked for, checked and loaded."""
+def run_audit(request: AuditRequest, address: str | None = None, report: Report = print) -> AuditResult:
+    """Judge every image of a lake (or of a manifest) and write parts, plan and report below `request.out`.
 
-    out: str
-    identity: Identity
-    bundle: Bundle
-    bundle_url: str
-    inspector: Inspector
-    policy: ThresholdRule | None
-    settings: AuditSettings
-    is_lake: bool
-    only_new: bool
-    started_at: datetime
-    report: Report
-
-
-def run_audit(
-    bundle_url: str,
-    out: str,
-    lake_url: str | None = None,
-    manifest_uri: str | None = None,
-    settings: AuditSettings | None = None,
-    policy: ThresholdRule | None = None,
-    address: str | None = None,
-    report: Report = print,
-    runtime: Runtime = "torch",
-    promise: Promise | None = None,
-    only_new: bool = False,
-    delta_url: str | None = None,
-) -> AuditResult:
-    """Judge every image of a lake (or of a manifest) and write parts, plan and report below `out`.
-
-    Run again with the same arguments it resumes; once finished it does nothing, or with `only_new` lists again and
-    judges the images that no run has judged. With `delta_url` each run is one commit to that Delta table. An audit that ends early writes its report as well, and then raises
-    `AuditStopped` ("too-many-errors", "out-of-time"), `AuditError` ("stalled", "crashing", "incomplete") or what its
+    Run again with the same request it resumes; once finished it does nothing, or with `only_new` lists again and
+    judges the images that no run has judged. An audit that ends early writes its report as well, and then raises
+    `StoppedError` ("too-many-errors", "out-of-time"), `AuditError` ("stalled", "crashing", "incomplete") or what its
     store raised. Before any work it raises `AuditError` "other-audit" if `out` holds another audit, "no-resources" if
     no node can hold an actor, and whatever makes bundle, lake or settings unusable.
     """
-    audit = _prepare(bundle_url, out, lake_url, manifest_uri, settings, policy, report, runtime, promise, only_new)
-    progress = Progress(audit.settings, report)
+    started_at = datetime.now(timezone.utc)
+    audit = prepare(request)
+    lake.probe_write_once(audit.out)
+    pin_identity(audit.out, audit.identity)
+    progress = Progress(audit.settings, started_at, report)
     with ExitStack() as connection:
-        for plan in _runs(audit):
+        for plan in _runs(audit, started_at, report):
             missing = ledger.missing_shards(plan)
             if missing and progress.stopped is None:
                 if progress.num_actors == 0:
                     connection.enter_context(session(address))
-                _judge(audit, plan, missing, progress)
+                _judge(audit, plan, missing, progress, report)
     result = _conclude(audit, progress)
-    if delta_url is not None:
-        _commit(result.plans, delta_url, report)
+    if request.delta_url is not None:
+        _commit(result.plans, request.delta_url, report)
     return result
 
 
-def _prepare(
-    bundle_url: str,
-    out: str,
-    lake_url: str | None,
-    manifest_uri: str | None,
-    settings: AuditSettings | None,
-    policy: ThresholdRule | None,
-    report: Report,
-    runtime: Runtime,
-    promise: Promise | None,
-    only_new: bool,
-) -> _Audit:
-    """Load and check all that can be checked before the lake is read; claims `out` for this audit."""
-    settings = settings or AuditSettings()
-    started_at = datetime.now(timezone.utc)
-    if (lake_url is None) == (manifest_uri is None):
-        raise ConfigError("bad-config", "give an audit either --lake or --manifest")
-    if manifest_uri is not None and (settings.include or settings.exclude):
-        raise ConfigError("bad-config", "include and exclude choose what is listed of --lake; a manifest is a list")
-    bundle_url, out = lake.absolute_url(bundle_url), lake.absolute_url(out)
-    bundle = bundles.load(bundle_url, promise=promise)
-    overrides = settings.surface_policies
-    # Made first: what cannot be run here is said before any work, and the gallery needs it in the end.
-    inspector = Inspector(
-        bundle, policy, max_memory_mb=settings.max_memory_mb, runtime=runtime, surface_policies=overrides
-    )
-    identity = Identity(
-        source=lake.absolute_url(lake_url or manifest_uri or ""),
-        bundle_digest=bundle.digest,
-        policy=None if policy is None else str(policy),
-        surface_policies={surface: str(rule) for surface, rule in sorted(overrides.items())},
-        runtime=runtime,
-        promise=bundle.router.promise,
-    )
-    lake.probe_write_once(out)
-    pin_identity(out, identity)
-    is_lake = lake_url is not None
-    return _Audit(
-        out, identity, bundle, bundle_url, inspector, policy, settings, is_lake, only_new, started_at, report
-    )
-
-
-def _runs(audit: _Audit) -> Iterator[Plan]:
+def _runs(audit: Audit, started_at: datetime, report: Report) -> Iterator[Plan]:
     """The runs to work on: the last one, finished or not, and with `only_new` one over what came since.
 
     The lake is listed only where a new run is planned: it may have grown, and a run keeps to its images.
@@ -163,55 +90,55 @@ def _runs(audit: _Audit) -> Iterator[Plan]:
     selection = Selection.of(audit.settings)
     plans = find_plans(audit.out)
     if plans:
-        if not audit.only_new:
+        if not audit.request.only_new:
             require_same_selection(plans[-1], selection)
         done = plans[-1].num_shards - len(ledger.missing_shards(plans[-1]))
         if 0 < done < plans[-1].num_shards:
-            audit.report(f"resuming: {done} of {plans[-1].num_shards} shards are done already")
+            report(f"resuming: {done} of {plans[-1].num_shards} shards are done already")
         yield plans[-1]
-        if not audit.only_new:
+        if not audit.request.only_new:
             return
     run = len(plans) + 1
-    folder = _listed(audit, run)
+    folder = _listed(audit, run, report)
     judged = ledger.judged_ids(plans)
 
     def pages() -> Iterable[pa.Table]:
         return selection.apply(lake.manifest_pages(folder), judged)
 
-    now = audit.started_at.isoformat(timespec="seconds")
+    now = started_at.isoformat(timespec="seconds")
     plan = make_plan(audit.out, audit.identity, run, pages, selection, audit.settings.shard_size, now)
     if plan is None:
-        audit.report("nothing new: an earlier run has judged every image")
+        report("nothing new: an earlier run has judged every image")
         return
     chosen = "".join(f", {word}" for word in selection.words)
-    audit.report(f"run {run}: {plan.num_images:,} images{chosen}, in {plan.num_shards} shards")
+    report(f"run {run}: {plan.num_images:,} images{chosen}, in {plan.num_shards} shards")
     yield plan
 
 
-def _listed(audit: _Audit, run: int) -> str:
+def _listed(audit: Audit, run: int, report: Report) -> str:
     """Where the pages of the source's manifest are; a lake is listed first, or the rest of it."""
-    if not audit.is_lake:
+    if audit.request.lake_url is None:
         return audit.identity.source
     found = listing.list_lake(
         audit.identity.source,
         lake.join(run_folder(audit.out, run), "listing"),
         include=audit.settings.include,
         exclude=audit.settings.exclude,
-        report=audit.report,
+        report=report,
     )
     return found.folder
 
 
-def _judge(audit: _Audit, plan: Plan, shards: Sequence[int], progress: Progress) -> None:
+def _judge(audit: Audit, plan: Plan, shards: Sequence[int], progress: Progress, report: Report) -> None:
     """Judge shards on Ray. An error that comes up on the way is left in `progress`."""
-    found = crew(audit.settings, audit.identity.runtime, len(shards))
+    found = crew(audit.settings, audit.request.runtime, len(shards))
     if found.waits:
-        audit.report("waiting: other work has all CPUs or GPUs of the cluster at the moment")
-    audit.report(f"judging {len(shards)} shards by {found.num_actors} actors, {found.cpus:g} CPUs each, on {found.device}")
+        report("waiting: other work has all CPUs or GPUs of the cluster at the moment")
+    report(f"judging {len(shards)} shards by {found.num_actors} actors, {found.cpus:g} CPUs each, on {found.device}")
     progress.begin(len(shards), found.num_actors)
     name = uuid.uuid4().hex[:12]
     try:
-        with closing(_judged(audit, plan, shards, found, name)) as rows:
+        with closing(_judged(audit, plan, shards, found, name, progress.stop_at)) as rows:
             for row in rows:
                 progress.add(row)
         progress.end()
@@ -221,12 +148,11 @@ def _judge(audit: _Audit, plan: Plan, shards: Sequence[int], progress: Progress)
         progress.stopped = error
 
 
-def _judged(audit: _Audit, plan: Plan, shards: Sequence[int], found: Crew, name: str) -> Iterator[dict[str, object]]:
+def _judged(
+    audit: Audit, plan: Plan, shards: Sequence[int], found: Crew, name: str, stop_at: float | None
+) -> Generator[dict[str, Any], None, None]:
     """What the actors say of each shard, as it is done."""
     settings = audit.settings
-    stop_at = None
-    if settings.max_minutes is not None:
-        stop_at = audit.started_at.timestamp() + 60 * settings.max_minutes
     dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     dataset.context.enable_progress_bars = False
     dataset.context.execution_no_progress_timeout_s = settings.stall_timeout_s
@@ -238,13 +164,7 @@ def _judged(audit: _Audit, plan: Plan, shards: Sequence[int], found: Crew, name:
         num_gpus=found.gpus,
         fn_constructor_kwargs={
             "plan": plan,
-            "load_inspector": InspectorLoader(
-                audit.bundle_url,
-                audit.policy,
-                settings.surface_policies,
-                settings.max_memory_mb,
-                audit.identity.runtime,
-            ),
+            "load_inspector": InspectorLoader(audit.request),
             "readers": num_readers(settings, plan.identity.source),
             "threads": found.threads,
             "read_timeout_s": settings.read_timeout_s,
@@ -256,7 +176,7 @@ def _judged(audit: _Audit, plan: Plan, shards: Sequence[int], found: Crew, name:
     yield from judged.iter_rows()
 
 
-def _stalled(audit: _Audit, plan: Plan, name: str, error: Exception) -> AuditError:
+def _stalled(audit: Audit, plan: Plan, name: str, error: Exception) -> AuditError:
     """What to tell where no shard is finished any more: which were begun, by whom and when."""
     missing = set(ledger.missing_shards(plan))
     stuck = {one.shard: one for one in ledger.attempts(plan) if one.session == name and one.shard in missing}
@@ -273,8 +193,8 @@ def _stalled(audit: _Audit, plan: Plan, name: str, error: Exception) -> AuditErr
     )
 
 
-def _conclude(audit: _Audit, progress: Progress) -> AuditResult:
-    """Prove that nothing is missing, write the report on all runs (and on the last one alone), raise what stopped it."""
+def _conclude(audit: Audit, progress: Progress) -> AuditResult:
+    """Prove that nothing is missing, report on all runs (and on the last of several), raise what stopped it."""
     plans = find_plans(audit.out)
     proof = ledger.reconcile(plans)
     if progress.stopped is None and not proof.is_complete:
@@ -306,15 +226,15 @@ def _incomplete(out: str, proof: Reconciliation) -> AuditError:
 
 
 def _write_report(
-    audit: _Audit, plans: Sequence[Plan], proof: Reconciliation, progress: Progress, folder: str
+    audit: Audit, plans: Sequence[Plan], proof: Reconciliation, progress: Progress, folder: str
 ) -> Summary:
-    stopped = progress.stopped
+    stopped, bundle = progress.stopped, audit.inspector.bundle
     facts = AuditFacts(
         lake=audit.identity.source,
         out=folder,
-        bundle=audit.bundle.digest,
-        bundle_name=audit.bundle_url,
-        started_at=audit.started_at,
+        bundle=bundle.digest,
+        bundle_name=lake.absolute_url(audit.request.bundle_url),
+        started_at=progress.started_at,
         finished_at=datetime.now(timezone.utc),
         run=plans[-1].run,
         selection=plans[-1].selection.words,
@@ -332,17 +252,9 @@ def _write_report(
         exit_code=0 if stopped is None else stopped.exit_code,
         images_per_second=progress.images_per_second,
         actors=progress.num_actors,
-        unseen_budget=audit.bundle.settings.router.false_alarm_rate,
+        unseen_budget=bundle.settings.router.false_alarm_rate,
         promise=audit.identity.promise,
-        defect_budget=_defect_budget(audit),
+        defect_budget=audit.defect_budget,
     )
     viewer = make_viewer(audit.inspector)
     return write_report(ledger.verdict_rows(plans), facts, folder, viewer, audit.settings.gallery_size)
-
-
-def _defect_budget(audit: _Audit) -> float | None:
-    """The false-alarm rate that the rule in force promises; None for a policy that promises none."""
-    rule = audit.policy or audit.bundle.settings.detector.threshold_policy
-    if rule.policy != "false-alarm-rate" or audit.settings.surface_policies:
-        return None
-    return rule.false_alarm_rate or audit.bundle.settings.detector.false_alarm_rate

@@ -16,16 +16,15 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from sbdzsl import bundle as bundles
 from sbdzsl import lake, listing
 from sbdzsl.cluster.ledger import ImageRef
 from sbdzsl.cluster.plan import choose_shard_size
 from sbdzsl.cluster.reading import num_readers, read_ahead
+from sbdzsl.cluster.request import AuditRequest, prepare
 from sbdzsl.cluster.selection import Selection
-from sbdzsl.config import AuditSettings, PriceSettings, Promise, ThresholdRule
+from sbdzsl.config import AuditSettings, PriceSettings
 from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector
-from sbdzsl.runtime import Runtime
 
 #: Images that are judged to measure the time; the first ones warm up and do not count.
 NUM_TIMED, NUM_WARM_UP = 32, 4
@@ -79,34 +78,21 @@ def _span(hours: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def estimate_audit(
-    bundle_url: str,
-    lake_url: str | None = None,
-    manifest_uri: str | None = None,
-    settings: AuditSettings | None = None,
-    policy: ThresholdRule | None = None,
-    promise: Promise | None = None,
-    runtime: Runtime = "torch",
-    report: Callable[[str], None] = print,
-) -> Estimate:
+def estimate_audit(request: AuditRequest, report: Callable[[str], None] = print) -> Estimate:
     """List the source, judge some of its images, and reckon. Raises as `run_audit` does where that could not begin."""
-    settings = settings or AuditSettings()
-    if (lake_url is None) == (manifest_uri is None):
-        raise ConfigError("bad-config", "give an audit either --lake or --manifest")
     torch.set_num_threads(1)
-    bundle = bundles.load(lake.absolute_url(bundle_url), promise=promise)
-    inspector = Inspector(bundle, policy, "cpu", settings.max_memory_mb, runtime, settings.surface_policies)
+    audit, settings = prepare(request), request.settings
     with tempfile.TemporaryDirectory() as folder:
-        num_listing, source = 0, manifest_uri
-        if lake_url is not None:
-            found = listing.list_lake(lake_url, folder, settings.include, settings.exclude, report=report)
+        num_listing, source = 0, request.source
+        if request.lake_url is not None:
+            found = listing.list_lake(source, folder, settings.include, settings.exclude, report=report)
             num_listing, source = found.num_requests, found.folder
         selection = Selection.of(settings)
         nothing = pl.DataFrame(schema={"image_id": pl.String})
-        counts = _count(selection.apply(lake.manifest_pages(lake.absolute_url(source or "")), nothing))
+        counts = _count(selection.apply(lake.manifest_pages(source), nothing))
     if not counts.num_images:
         raise ConfigError("bad-config", "no image is left by what was chosen; there is nothing to estimate")
-    seconds, num_timed = _time(inspector, counts.images, settings)
+    seconds, num_timed = _time(audit.inspector, counts.images, settings)
     shards = -(-counts.num_images // (settings.shard_size or choose_shard_size(counts.num_images)))
     return Estimate(
         num_images=counts.num_images,

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from sbdzsl import bundle as bundles
+from sbdzsl import lake
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.plan import Plan
 from sbdzsl.cluster.reading import read_ahead
-from sbdzsl.config import ThresholdRule
+from sbdzsl.cluster.request import AuditRequest
 from sbdzsl.errors import AuditError, SbdzslError
 from sbdzsl.inspector import Inspector
-from sbdzsl.runtime import Runtime
 from sbdzsl.verdict import Verdict
 
 #: Starts at one shard by one start of the audit; the processes of all but the last have died.
@@ -32,22 +32,22 @@ MAX_ATTEMPTS = 5
 class InspectorLoader:
     """Makes the inspector of an actor: of the bundle that was planned, with the thresholds that were asked for."""
 
-    bundle_url: str
-    policy: ThresholdRule | None
-    surface_policies: Mapping[str, ThresholdRule]
-    max_memory_mb: float | None
-    runtime: Runtime
+    request: AuditRequest
 
     def __call__(self, plan: Plan, device: str) -> Inspector:
         """Load it to a device. Raises `AuditError` "other-audit" where the bundle has been replaced meanwhile."""
-        bundle = bundles.load(self.bundle_url, device, plan.identity.promise)
+        request, settings = self.request, self.request.settings
+        url = lake.absolute_url(request.bundle_url)
+        bundle = bundles.load(url, device, plan.identity.promise)
         if bundle.digest != plan.identity.bundle_digest:
             raise AuditError(
                 "other-audit",
-                f"{self.bundle_url} holds bundle {bundle.digest[:16]} now, the audit was begun with "
+                f"{url} holds bundle {bundle.digest[:16]} now, the audit was begun with "
                 f"{plan.identity.bundle_digest[:16]}; put that back, or choose another --out",
             )
-        return Inspector(bundle, self.policy, device, self.max_memory_mb, self.runtime, self.surface_policies)
+        return Inspector(
+            bundle, request.policy, device, settings.max_memory_mb, request.runtime, settings.surface_policies
+        )
 
 
 class ShardJudge:
@@ -114,7 +114,7 @@ class ShardJudge:
         return verdicts
 
     def _note_attempt(self, shard: int) -> None:
-        """Ray begins a shard again wherever a process dies, without end: what kills its process is not tried for ever."""
+        """Ray begins a shard again whenever a process dies, without end: one that kills its process must end."""
         before = [one for one in ledger.attempts(self._plan, shard) if one.session == self._session]
         if len(before) >= MAX_ATTEMPTS:
             places = ", ".join(f"process {one.pid} on {one.host}" for one in before)

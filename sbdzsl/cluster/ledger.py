@@ -62,7 +62,7 @@ class Attempt:
 class Reconciliation:
     """The images of all runs against rows. `missing` and `unexpected` name at most `MAX_NAMED_IDS` ids.
 
-    `strays` are files beside the parts that belong to no shard: their rows would be counted by whoever reads the folder.
+    `strays` are files among the parts that belong to no shard: whoever reads the folder would count their rows.
     """
 
     num_manifest: int
@@ -173,8 +173,8 @@ def judged_ids(plans: Sequence[Plan]) -> pl.DataFrame:
     """Ids of all images that these runs have taken, in one column `image_id`: some 60 bytes each in memory."""
     uris = [plan.shard_uri(shard) for plan in plans for shard in range(plan.num_shards)]
     with ThreadPoolExecutor(_READERS) as pool:
-        ids = pool.map(lambda uri: pl.from_arrow(_read(uri, ["image_id"])), uris)
-        return pl.concat([pl.DataFrame(schema={"image_id": pl.String}), *ids])
+        ids = pool.map(lambda uri: pl.Series("image_id", _read(uri, ["image_id"])["image_id"]), uris)
+        return pl.concat([pl.Series("image_id", dtype=pl.String), *ids]).to_frame()
 
 
 def unseen_images(out: str) -> pa.Table:
@@ -200,7 +200,7 @@ def reconcile(plans: Sequence[Plan]) -> Reconciliation:
     shards = [(plan, shard) for plan in plans for shard in range(plan.num_shards)]
     names = {part_name(plan.run, shard) for plan, shard in shards}
     with ThreadPoolExecutor(_READERS) as pool:
-        compared = pool.map(lambda pair: _compare(*pair, pair[1] in done[pair[0].run]), shards)
+        compared = pool.map(lambda pair: _compare(pair[0], pair[1], pair[1] in done[pair[0].run]), shards)
         return _sum(compared, sorted(set(_part_names(plans[0].out)) - names) if plans else [])
 
 

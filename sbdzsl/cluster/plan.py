@@ -241,4 +241,6 @@ def _require_unique(hashes: list[Any], pages: Pages, source: str) -> None:
         ids.update(column.filter(pl.Series(np.isin(column.hash().to_numpy(), repeated))).to_list())
     doubled = [identity for identity, count in ids.items() if count > 1]
     if doubled:
-        raise DataError("bad-manifest", f"{source}: {len(doubled)} image_id stand in several rows, such as {doubled[0]}")
+        raise DataError(
+            "bad-manifest", f"{source}: {len(doubled)} image_id stand in several rows, such as {doubled[0]}"
+        )

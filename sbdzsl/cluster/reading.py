@@ -152,8 +152,6 @@ class _Ahead:
             # More than the limits allow is never decoded.
             room = room if room <= 8 * self._settings.max_pixels else 0
             self._pixels.enter(room)
-            loaded = load_image(
-                ref.image_id, ref.uri, self._settings, ref.bit_depth, ref.modified_at, content=content
-            )
+            loaded = load_image(ref.image_id, ref.uri, self._settings, ref.bit_depth, ref.modified_at, content=content)
             self._ready.put((number, loaded, room))
         self._files.leave(size)

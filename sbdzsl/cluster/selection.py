@@ -50,7 +50,7 @@ class Selection:
 
         `judged` has one column, `image_id`. `include` and `exclude` have been applied by the listing.
         """
-        chosen = (_unjudged(self._sampled(page), judged) for page in pages)
+        chosen: Iterable[pa.Table] = (_unjudged(self._sampled(page), judged) for page in pages)
         if self.newest_first:
             chosen = _newest_first(chosen)
         left = self.limit

@@ -93,7 +93,9 @@ def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resourc
         gpus = 1.0 if with_gpu and runtime == "torch" else 0.0
     cpus = settings.cpus_per_actor
     if cpus is None:
-        cpus = max(1.0, min((node.get("CPU", 0) * gpus // node["GPU"] for node in with_gpu), default=1.0) if gpus else 1.0)
+        cpus = max(
+            1.0, min((node.get("CPU", 0) * gpus // node["GPU"] for node in with_gpu), default=1.0) if gpus else 1.0
+        )
     each = {key: amount for key, amount in {"CPU": cpus, "GPU": gpus}.items() if amount}
     room = sum(int(min(node.get(key, 0) / amount for key, amount in each.items())) for node in nodes)
     if not room:

@@ -14,9 +14,10 @@ from sbdzsl.cluster import ledger
 from sbdzsl.cluster.audit import AuditResult, run_audit
 from sbdzsl.cluster.judge import InspectorLoader
 from sbdzsl.cluster.plan import Plan
+from sbdzsl.cluster.request import AuditRequest
 from sbdzsl.cluster.session import session
 from sbdzsl.config import AuditSettings, ThresholdRule
-from sbdzsl.errors import AuditError, AuditStopped, ConfigError, DataError, LakeError
+from sbdzsl.errors import AuditError, ConfigError, DataError, LakeError, StoppedError
 from sbdzsl.inspector import Inspector
 from tests import hostile
 from tests.conftest import Trained
@@ -24,7 +25,7 @@ from tests.conftest import Trained
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 #: One actor: to start it takes most of the time of a test.
-SETTINGS = AuditSettings(shard_size=7, gallery_size=2, actors=2)
+SETTINGS = AuditSettings(shard_size=7, gallery_size=2, actors=1)
 SCORES = ("verdict", "surface", "unseen_score", "surface_margin", "defect_score", "defect_probability", "error_code")
 
 
@@ -45,7 +46,7 @@ def audit(trained: Trained, archive: Path, out: Path, **changes: Any) -> tuple[A
     lines: list[str] = []
     settings = {name: changes.pop(name) for name in list(changes) if name in AuditSettings.model_fields}
     arguments = {"lake_url": str(archive), "settings": SETTINGS.model_copy(update=settings)} | changes
-    return run_audit(trained.bundle_url, str(out), report=lines.append, **arguments), lines
+    return run_audit(AuditRequest(trained.bundle_url, str(out), **arguments), report=lines.append), lines
 
 
 def rows_below(out: Path) -> pl.DataFrame:
@@ -228,7 +229,7 @@ def test_a_manifest_or_a_folder_of_them_can_take_the_place_of_a_lake(trained: Tr
 
 def test_too_many_errors_stop_it_with_a_report(trained: Trained, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(AuditStopped, match="2 of 32 images") as caught:
+    with pytest.raises(StoppedError, match="2 of 32 images") as caught:
         audit(trained, archive, out, max_errors=0.05)
     assert caught.value.code == "too-many-errors"
     facts = summary_of(out)["facts"]
@@ -236,11 +237,9 @@ def test_too_many_errors_stop_it_with_a_report(trained: Trained, archive: Path, 
     assert "unsupported-format" in (out / "report.html").read_text()
 
 
-def test_time_that_is_up_stops_it_and_the_same_command_goes_on(
-    trained: Trained, archive: Path, tmp_path: Path
-) -> None:
+def test_time_that_is_up_stops_it_and_the_same_command_goes_on(trained: Trained, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(AuditStopped, match="max_minutes"):
+    with pytest.raises(StoppedError, match="max_minutes"):
         audit(trained, archive, out, max_minutes=1e-6)
     facts = summary_of(out)["facts"]
     assert (facts["stopped"], facts["num_missing"], facts["num_judged"]) == ("out-of-time", 32, 0)
@@ -269,14 +268,17 @@ def test_a_shard_that_is_stuck_is_named(
 ) -> None:
     monkeypatch.setattr(audits, "InspectorLoader", HangingLoader)
     out = tmp_path / "out"
-    with pytest.raises(AuditError, match=r"no shard was finished for 20 s; stuck: shard \d by process \d+ on") as caught:
+    with pytest.raises(
+        AuditError, match=r"no shard was finished for 20 s; stuck: shard \d by process \d+ on"
+    ) as caught:
         audit(trained, archive, out, stall_timeout_s=20)
     assert caught.value.code == "stalled"
     assert summary_of(out)["facts"]["stopped"] == "stalled"
-    assert rows_below(out).height == 25, "what was finished is kept"
+    kept = rows_below(out).height
+    assert 0 < kept < 32
     monkeypatch.undo()
     result, _ = audit(trained, archive, out)
-    assert result.num_judged == 7
+    assert result.num_judged == 32 - kept, "what was finished is kept"
 
 
 def test_rows_that_do_not_reconcile_are_said(trained: Trained, archive: Path, tmp_path: Path) -> None:

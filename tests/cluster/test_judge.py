@@ -11,6 +11,7 @@ from sbdzsl.cluster import judge as judging
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.judge import InspectorLoader, ShardJudge
 from sbdzsl.cluster.plan import Identity, Plan, make_plan, pin_identity
+from sbdzsl.cluster.request import AuditRequest
 from sbdzsl.cluster.selection import Selection
 from sbdzsl.errors import AuditError, LakeError
 from sbdzsl.inspector import Inspector
@@ -71,9 +72,7 @@ def test_no_shard_is_begun_when_the_time_is_up(trained: Trained, plan: Plan) -> 
     assert call(judge_of(trained, plan, stop_at=time.time() + 600), 0)[0]["num_images"] == 6
 
 
-def test_an_error_of_the_whole_audit_is_a_value(
-    trained: Trained, plan: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_whole_audit_is_a_value(trained: Trained, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise LakeError("unreachable", "no space left")
 
@@ -83,7 +82,7 @@ def test_an_error_of_the_whole_audit_is_a_value(
 
 
 def test_a_bundle_that_was_replaced_is_refused(trained: Trained, plan: Plan) -> None:
-    loader = InspectorLoader(trained.bundle_url, None, {}, None, "torch")
+    loader = InspectorLoader(AuditRequest(trained.bundle_url, plan.out, lake_url="/lake"))
     assert loader(plan, "cpu").bundle.digest == trained.bundle.digest
     other = Plan(**{name: getattr(plan, name) for name in plan.__slots__} | {"identity": Identity("/lake", "other")})
     with pytest.raises(AuditError, match="the audit was begun with other") as caught:

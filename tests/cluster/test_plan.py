@@ -122,7 +122,7 @@ def test_a_later_run_takes_what_is_new(tmp_path: Path) -> None:
     assert (second.run, second.num_images) == (2, 15)
     assert set(ids_of(first)) | set(ids_of(second)) == set(manifest(range(25))["image_id"].to_pylist())
     assert find_plans(str(tmp_path)) == (first, second)
-    third = make_plan(str(tmp_path), first.identity, 3, lambda: [], Selection(), None, NOW)
+    third = make_plan(str(tmp_path), first.identity, 3, list, Selection(), None, NOW)
     assert third is None
 
 

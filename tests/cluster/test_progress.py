@@ -1,10 +1,11 @@
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
 from sbdzsl.cluster.progress import Progress
 from sbdzsl.config import AuditSettings
-from sbdzsl.errors import AuditStopped, LakeError
+from sbdzsl.errors import LakeError, StoppedError
 
 
 def row(num_images: int, num_errors: int = 0, error: str = "", message: str = "") -> dict[str, Any]:
@@ -12,7 +13,7 @@ def row(num_images: int, num_errors: int = 0, error: str = "", message: str = ""
 
 
 def begun(lines: list[str] | None = None, **settings: Any) -> Progress:
-    progress = Progress(AuditSettings(**settings), ([] if lines is None else lines).append)
+    progress = Progress(AuditSettings(**settings), datetime.now(timezone.utc), ([] if lines is None else lines).append)
     progress.begin(10, 2)
     return progress
 
@@ -31,7 +32,7 @@ def test_what_was_judged_is_counted_and_said() -> None:
 def test_too_many_errors_stop_it_once_a_share_means_something() -> None:
     progress = begun(max_errors=0.05)
     progress.add(row(20, 20))
-    with pytest.raises(AuditStopped, match=r"20 of 120 images could not be judged \(16\.7%\)") as caught:
+    with pytest.raises(StoppedError, match=r"20 of 120 images could not be judged \(16\.7%\)") as caught:
         progress.add(row(100, 0))
     assert (caught.value.code, caught.value.exit_code) == ("too-many-errors", 3)
 
@@ -39,7 +40,7 @@ def test_too_many_errors_stop_it_once_a_share_means_something() -> None:
 def test_too_many_errors_of_few_images_stop_it_at_the_end() -> None:
     progress = begun(max_errors=0.05)
     progress.add(row(20, 2))
-    with pytest.raises(AuditStopped):
+    with pytest.raises(StoppedError):
         progress.end()
 
 
@@ -52,7 +53,7 @@ def test_errors_within_the_share_are_rows_like_others() -> None:
 def test_time_that_is_up_stops_it() -> None:
     progress = begun(max_minutes=90)
     progress.add(row(20))
-    with pytest.raises(AuditStopped, match=r"max_minutes \(90\) are over: 1 of 10 shards") as caught:
+    with pytest.raises(StoppedError, match=r"max_minutes \(90\) are over: 1 of 10 shards") as caught:
         progress.add(row(-1))
     assert caught.value.code == "out-of-time"
 

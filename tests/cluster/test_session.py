@@ -37,5 +37,5 @@ def test_gpus_are_left_alone_where_the_runtime_does_not_use_them() -> None:
     assert size_crew(AuditSettings(gpus_per_actor=0), "torch", GPU_NODES, 100).device == "cpu"
     with pytest.raises(ConfigError, match="runtime openvino runs on the CPU"):
         size_crew(AuditSettings(gpus_per_actor=1), "openvino", GPU_NODES, 100)
-    with pytest.raises(AuditError, match="no-resources|largest node"):
+    with pytest.raises(AuditError, match="largest node"):
         size_crew(AuditSettings(gpus_per_actor=1), "torch", CPU_NODES, 100)
