@@ -134,7 +134,7 @@ def _judge(audit: Audit, plan: Plan, shards: Sequence[int], progress: Progress, 
     found = crew(audit.settings, audit.request.runtime, len(shards))
     if found.waits:
         report("waiting: other work has all CPUs or GPUs of the cluster at the moment")
-    report(f"judging {len(shards)} shards by {found.num_actors} actors, {found.cpus:g} CPUs each, on {found.device}")
+    report(f"judging {len(shards)} shards by {found.num_actors} actors of {found.cpus:g} CPU, on {found.device}")
     progress.begin(len(shards), found.num_actors)
     name = uuid.uuid4().hex[:12]
     try:

@@ -39,6 +39,7 @@ def session(address: str | None = None) -> Iterator[None]:
         )
     # Its plans and progress bars are not the audit's progress, which is printed in images.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES} if target == "local" else {}
     try:
         ray.init(address=target, log_to_driver=False, logging_level="warning", **local)
