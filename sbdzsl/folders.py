@@ -201,7 +201,7 @@ class _S3Scan:
         self._bucket, key, _ = fs.split_path(path)
         self._base = f"{root.split('://', 1)[0]}://{self._bucket}/"
         self._key = key.rstrip("/")
-        self.root = self._base + self._key
+        self.root = (self._base + self._key).rstrip("/")
 
     def file(self) -> StoredFile | None:
         page = next(self._pages(self._prefix(self.root), MaxKeys=1))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import boto3
 import fsspec
 import pytest
 import stamina
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.server import ThreadedMotoServer
+from werkzeug.serving import make_server
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +52,32 @@ def memory() -> Iterator[str]:
     """URL of an empty folder in memory."""
     yield f"memory://lake-{uuid.uuid4().hex[:12]}"
     fsspec.filesystem("memory").store.clear()
+
+
+@dataclass
+class Doorkeeper:
+    """Stands before a real S3 server, notes each request and may take headers off."""
+
+    url: str = ""
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    drop: tuple[str, ...] = ()
+    app: Any = None
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
+        for name in self.drop:
+            environ.pop(name, None)
+        return self.app(environ, start_response)
+
+
+@pytest.fixture
+def doorkeeper(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doorkeeper]:
+    """An S3 server of its own over the same buckets; the environment leads to it."""
+    keeper = Doorkeeper(app=DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, keeper, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    keeper.url = f"http://127.0.0.1:{server.port}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", keeper.url)
+    yield keeper
+    server.shutdown()
+    server.server_close()

@@ -21,7 +21,7 @@ from moto.s3.models import s3_backends
 
 from sbdzsl import lake, store
 from sbdzsl.errors import DataError, ImageError, LakeError, SbdzslError
-from tests.stores import memory, s3, s3_endpoint  # noqa: F401  fixtures
+from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401  fixtures
 
 ODD_NAMES = ["a b.png", "ä#1?.png", "100%20.png", "x::y.png", "[1]*.PNG", "it's.jpeg"]
 
@@ -174,10 +174,33 @@ class TestPlaces:
         assert code == "unsupported-store"
         assert "exclusive" in message
 
-    def test_no_password_stands_in_a_message(self):
-        _, message = error_of(lambda: lake.read_bytes("nonsense://user:secret@host/x"))
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "s3://key:secret@bucket/x",
+            "ftp://user:secret@host/x",
+            "nonsense://user:secret@host/x",
+            "https://host/x?a=1&X-Amz-Signature=secret",
+            "abfs://lake@account.dfs.core.windows.net/x?sv=1&sig=secret",
+        ],
+    )
+    def test_a_password_in_a_url_is_refused_and_not_repeated(self, url, tmp_path):
+        for call in (lake.read_bytes, lake.list_files, lake.exists, lambda u: lake.write_once(u, b"")):
+            code, message = error_of(lambda call=call: call(url))
+            assert code == "unsupported-store"
+            assert "credentials" in message
+            assert "secret" not in message
+            assert "/x" in message
+        _, message = error_of(lambda: lake.write_manifest(manifest(1, uri=[url]), str(tmp_path / "m")), DataError)
+        assert "holds a password" in message
         assert "secret" not in message
-        assert "host/x" in message
+
+    @pytest.mark.parametrize(
+        "url", ["s3://bucket/a@b:c.png", "s3://bucket/x?sig=1", "abfs://c@account.net/x", "/a:b@c"]
+    )
+    def test_what_only_looks_like_a_password_is_none(self, url, tmp_path):
+        assert lake.shown(url) == url
+        lake.write_manifest(manifest(1, uri=[url]), str(tmp_path / "m"))
 
 
 class TestLocal:
@@ -302,6 +325,35 @@ class TestS3:
             assert code == "forbidden"
             assert "credentials" in message
 
+    @pytest.mark.parametrize("style", ["path", "virtual"])
+    def test_a_compatible_store_is_set_up_in_the_files_of_aws(self, s3, doorkeeper, tmp_path, monkeypatch, style):  # noqa: F811
+        config, credentials = tmp_path / "config", tmp_path / "credentials"
+        endpoint = doorkeeper.url.replace("127.0.0.1", "localhost")  # an address would be path style anyway
+        config.write_text(
+            f"[profile plant]\nregion = eu-central-1\nendpoint_url = {endpoint}\ns3 =\n  addressing_style = {style}\n"
+        )
+        credentials.write_text("[plant]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+        for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_PROFILE", "plant")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
+        client = store.boto3_client(lake.filesystem(s3)[0])
+        url = client.generate_presigned_url("get_object", Params={"Bucket": s3[5:], "Key": "a.png"})
+        assert url.startswith(f"{endpoint}/{s3[5:]}/a.png?") == (style == "path")
+        assert store.storage_options(s3) == {
+            "AWS_REGION": "eu-central-1",
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+        }
+        if style == "path":
+            assert lake.write_once(f"{s3}/a.png", b"1")
+            assert lake.read_bytes(f"{s3}/a.png") == b"1"
+            assert [file.uri for file in lake.list_files(s3)] == [f"{s3}/a.png"]
+            assert {path.split("/")[1] for _, path, _ in doorkeeper.requests} == {s3[5:]}
+
     def test_settings_of_s3fs_hold_for_conditional_writes_too(self, s3, s3_endpoint, monkeypatch):  # noqa: F811
         monkeypatch.delenv("AWS_ENDPOINT_URL")
         monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": s3_endpoint})
@@ -314,6 +366,20 @@ class TestS3:
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused.getsockname()[1]}")
             for call in (lake.read_bytes, lambda u: lake.write_once(u, b"")):
                 assert error_of(lambda call=call: call(f"{s3}/x.png"))[0] == "unreachable"
+
+
+class TestProbe:
+    def test_a_store_that_keeps_the_promise_passes_and_is_left_clean(self, place):
+        lake.probe_write_once(place)
+        assert not lake.exists(place) or lake.list_files(place) == []
+
+    def test_a_store_that_ignores_the_condition_is_refused(self, doorkeeper: Doorkeeper, s3):  # noqa: F811
+        doorkeeper.drop = ("HTTP_IF_NONE_MATCH",)
+        code, message = error_of(lambda: lake.probe_write_once(f"{s3}/out"))
+        assert code == "unsupported-store"
+        assert "If-None-Match" in message
+        assert "local or network folder" in message
+        assert lake.list_files(s3) == []
 
 
 class TestRetries:
@@ -497,6 +563,35 @@ class TestManifest:
         assert one in message
         assert two in message
         assert "id-0" in message
+
+
+class TestPages:
+    def test_a_file_comes_in_pages(self, place, monkeypatch):
+        monkeypatch.setattr(lake, "PAGE_ROWS", 4)
+        uri = lake.join(place, "m.parquet")
+        lake.write_manifest(manifest(10, label=["defect"] * 10), uri, row_group_size=6)
+        pages = list(lake.manifest_pages(uri))
+        assert all(0 < len(page) <= 4 for page in pages)
+        assert pa.concat_tables(pages).equals(lake.read_manifest(uri), check_metadata=True)
+
+    def test_a_folder_comes_file_by_file_in_order(self, place):
+        for name, ids in (("b/2.parquet", ["c"]), ("b/1.parquet", ["b"]), ("a.parquet", ["a"])):
+            lake.write_manifest(manifest(1, image_id=ids), lake.join(place, name))
+        lake.write_bytes(lake.join(place, "readme.txt"), b"")
+        assert [page["image_id"].to_pylist() for page in lake.manifest_pages(place)] == [["a"], ["b"], ["c"]]
+
+    def test_each_page_is_checked(self, tmp_path):
+        pq.write_table(manifest(3, label=["good", None, None]), tmp_path / "m.parquet")
+        code, message = error_of(lambda: list(lake.manifest_pages(str(tmp_path))), DataError)
+        assert code == "bad-manifest"
+        assert f"{tmp_path}/m.parquet" in message
+        (tmp_path / "m.parquet").write_bytes(b"PAR1 no")
+        assert "not a Parquet file" in error_of(lambda: list(lake.manifest_pages(str(tmp_path))), DataError)[1]
+
+    def test_a_folder_without_manifests(self, place):
+        lake.write_bytes(lake.join(place, "x", "a.png"), b"")
+        assert "1 files" in error_of(lambda: list(lake.manifest_pages(lake.join(place, "x"))), DataError)[1]
+        assert error_of(lambda: list(lake.manifest_pages(lake.join(place, "gone"))))[0] == "not-found"
 
 
 cells = st.tuples(st.text(max_size=3), st.text(max_size=3), st.none() | st.integers(8, 16))
