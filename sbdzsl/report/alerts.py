@@ -19,8 +19,12 @@ _MARGIN = (
 )
 
 
+#: Rows of the list, at most: nobody reads more, and a table of all of a large archive would not fit in memory.
+MAX_ALERTS = 100_000
+
+
 def alerts(rows: pl.LazyFrame) -> pl.DataFrame:
-    """All rows with verdict defect, unseen or error, flat, worst first.
+    """The rows with verdict defect, unseen or error, flat, worst first, at most `MAX_ALERTS`.
 
     Defects come first, then unseen, then errors; inside a kind the largest `margin` (score minus threshold) first.
     `region_*` is the region with the highest score, in source pixels. Lists become text joined by "; ".
@@ -33,6 +37,7 @@ def alerts(rows: pl.LazyFrame) -> pl.DataFrame:
         rows.filter(pl.col("verdict").is_in(ALERT_VERDICTS))
         .with_columns(margin=_MARGIN, region=region.list.first(), kind=kind)
         .sort(["kind", "margin", "image_id"], descending=[False, True, False], nulls_last=True)
+        .head(MAX_ALERTS)
         .select(
             "verdict",
             "uri",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
+
+from markupsafe import Markup, escape
 
 NONE = "–"
 
@@ -56,3 +59,8 @@ def plain(text: object) -> str:
 def short(value: float | None) -> str:
     """A number with three digits that count."""
     return NONE if value is None else f"{value:.3g}".replace("-", "−")
+
+
+def worded(text: str) -> Markup:
+    """A sentence of ours, in which commands stand between backticks; what it quotes of the lake stays text."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(plain(text)))))

@@ -137,5 +137,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     filters = (formats.num, formats.share, formats.score, formats.ms, formats.utc, formats.span, formats.plain)
-    environment.filters.update({one.__name__: one for one in (*filters, formats.short)})
+    environment.filters.update({one.__name__: one for one in (*filters, formats.short, formats.worded)})
     return environment

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import polars as pl
+from scipy import stats
 
 from sbdzsl.report.figures import Rate, collect, rate
 
@@ -15,6 +16,8 @@ GRID = 24
 MAX_MAPS, MAX_FOLDERS, MAX_BINS = 24, 20, 48
 #: Folders that are counted at once; where there are more, the last part of their names is cut off.
 MAX_COUNTED = 10_000
+
+FALSE_MARKS = 0.01
 
 #: `<archive>#<offset>+<size>/<member>`: a member of an archive lies in the folder `<archive>/<folder of the member>`.
 _PACKED = r"#\d+\+\d+/"
@@ -56,10 +59,15 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The judged images of one folder: how many are defective."""
+    """The judged images of one folder: how many are defective.
+
+    `above`: more than the rate over all folders explains, with a chance of `FALSE_MARKS` that any folder is marked
+    falsely (binomial tail, corrected for the number of folders).
+    """
 
     folder: str
     defect_rate: Rate
+    above: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +159,13 @@ def folders(rows: pl.LazyFrame) -> Folders:
         num_cut += 1
     table = named.group_by("folder").agg(defect=(pl.col("verdict") == "defect").sum(), judged=pl.len())
     counted = collect(table)
-    first = counted.filter(pl.col("defect") > 0).sort("defect", "judged", "folder", descending=[True, False, False])
-    listed = tuple(
-        Folder(folder or "(no folder)", rate(defect, of)) for folder, defect, of in first.head(MAX_FOLDERS).iter_rows()
-    )
     overall = rate(int(counted["defect"].sum()), int(counted["judged"].sum()))
+    first = counted.filter(pl.col("defect") > 0).sort("defect", "judged", "folder", descending=[True, False, False])
+    limit = FALSE_MARKS / max(counted.height, 1)
+    listed = tuple(
+        Folder(folder or "(no folder)", rate(num, of), bool(stats.binom.sf(num - 1, of, overall.value) < limit))
+        for folder, num, of in first.head(MAX_FOLDERS).iter_rows()
+    )
     return Folders(listed, overall, counted.height, num_cut)
 
 

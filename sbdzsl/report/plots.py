@@ -106,7 +106,7 @@ def histogram_svg(
 
 
 def heat_map_svg(found: HeatMap) -> str:
-    """An `<svg>` element of the shape of the surface's images: the more defects in a cell, the darker it is.
+    """An `<svg>` element of the shape of the surface's images: the more defects in a cell, the stronger its colour.
 
     One path a level of `LEVELS` (by the square root of the count, so that single defects are still seen) keeps a map
     at a few kilobytes.

@@ -19,7 +19,7 @@ import pytest
 from sbdzsl.errors import ImageError, LakeError
 from sbdzsl.report import AuditFacts, GalleryImage, Summary, write_report
 from sbdzsl.report.html import ADVICE
-from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_verdicts, draw_viewer
+from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_references, draw_verdicts, draw_viewer
 
 TABLE = draw_verdicts(2000, seed=7)
 VOID = {"meta", "img", "br", "path", "use", "rect"}
@@ -243,6 +243,54 @@ def test_an_incomplete_audit_says_so_first(tmp_path: Path) -> None:
     assert "Not complete" in page.text
     assert "0123456789ab" in page.text
     assert "the first 1 of 12" in page.text
+
+
+@pytest.mark.parametrize("code", ["deadline", "too-many-errors", "stalled", "incomplete"])
+def test_a_stopped_audit_has_a_full_report_that_says_so_first(code: str, tmp_path: Path) -> None:
+    stop: dict[str, Any] = {"stopped": code, "stop_detail": "after 2 h; 3 shards are left", "exit_code": 3, "run": 2}
+    page, summary = _report(TABLE, tmp_path, num_manifest=2600, num_missing=600, **stop)
+    assert not summary.complete
+    first = page.text.index(f"Not complete: the audit was stopped ({code})")
+    assert first < page.text.index("Defect scores by surface")
+    assert "after 2 h; 3 shards are left" in page.text
+    assert page.text.count("Run the same audit again") == 1
+    figures = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert (figures["complete"], figures["exit_code"], figures["facts"]["stopped"]) == (False, 3, code)
+    assert figures["warnings"][0] == summary.sentence
+
+
+def test_the_selection_of_an_audit_is_said(tmp_path: Path) -> None:
+    page, _ = _report(TABLE, tmp_path, selection=("sample 1%", "newest first"))
+    assert page.text.count("sample 1%, newest first") == 2
+
+
+def test_drift_is_a_warning_in_report_and_summary(tmp_path: Path) -> None:
+    references = draw_references()
+    references["leather"]["brightness"] = references["leather"]["brightness"] * 1.2
+    viewer = draw_viewer(_picture, references=references)
+    summary = write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), viewer, 1)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    (warning,) = (one for one in summary.warnings if "brightness" in one)
+    assert warning in json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["warnings"]
+    assert page.text.count("leather: brightness moved: median") == 2
+    assert page.words.count("moved") == 1
+    assert page.words.count("--promise envelope") == 2
+    none = draw_viewer(_picture, references={})
+    write_report(pl.from_arrow(TABLE).lazy(), draw_facts(TABLE), str(tmp_path), none, 1)
+    assert "nothing to compare with" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_of_many_surfaces_and_folders_stays_small(tmp_path: Path) -> None:
+    table = draw_verdicts(6000, seed=1, surfaces=[f"surface {i}" for i in range(300)])
+    _report(table, tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 3e6
+
+
+def test_a_list_of_alerts_that_is_cut_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbdzsl.report.alerts.MAX_ALERTS", 50)
+    page, summary = _report(TABLE, tmp_path)
+    assert (tmp_path / "alerts.csv").read_bytes().count(b"\n") == 51
+    assert f"50 of {summary.counts.total - summary.counts.good} rows" in " ".join(page.text.split())
 
 
 def test_an_unseen_surface_shows_how_far_the_known_ones_are_and_that_its_words_are_extrapolated(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from sbdzsl.report import Summary, summarise
+from sbdzsl.report import Summary, figures, summarise
 from sbdzsl.report.figures import Rate, rate
 from tests.verdicts import KINDS, draw_facts, draw_references, draw_verdicts, write_parts
 
@@ -96,7 +96,15 @@ def test_json_round_trip(summary: Summary) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_missing": 1}, {"num_duplicates": 1}, {"num_manifest": 2001}, {"num_rows": 1999}]
+    "change",
+    [
+        {"stopped": "deadline"},
+        {"num_unexpected": 1},
+        {"num_missing": 1},
+        {"num_duplicates": 1},
+        {"num_manifest": 2001},
+        {"num_rows": 1999},
+    ],
 )
 def test_one_flaw_is_enough_to_be_incomplete(change: dict[str, int]) -> None:
     flawed = _summary(TABLE, **change)
@@ -148,6 +156,43 @@ def test_scores_that_are_not_given_or_not_finite_are_left_out(score: float | Non
     assert surface.defect_scores.p50 == 2.5
     assert surface.defect_histogram is not None
     assert sum(surface.defect_histogram.passed) == 1
+
+
+def test_a_sample_gives_the_same_figures_within_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = draw_verdicts(30_000, seed=6)
+    whole = _summary(table)
+    monkeypatch.setattr(figures, "MAX_SAMPLE", 8000)
+    monkeypatch.setattr(figures, "MIN_SURFACE_SAMPLE", 100)
+    sampled = _summary(table)
+    assert (whole.sampled_one_in, sampled.sampled_one_in) == (1, 8)
+    assert sampled.counts == whole.counts
+    assert sampled.folders == whole.folders
+    for few, all_ in zip(sampled.surfaces, whole.surfaces, strict=True):
+        assert (few.good, few.defect, few.defect_rate) == (all_.good, all_.defect, all_.defect_rate)
+        assert few.defect_scores.p50 == pytest.approx(all_.defect_scores.p50, abs=0.5)
+        assert few.defect_histogram is not None
+        assert sum(few.defect_histogram.passed) == all_.good
+    assert sampled.unseen.scores.p50 == pytest.approx(whole.unseen.scores.p50, abs=0.05)
+    again = summarise(pl.from_arrow(table).lazy().reverse(), draw_facts(table), draw_references())
+    assert again.surfaces == sampled.surfaces
+
+
+def test_a_rare_surface_is_sampled_less_than_a_frequent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MAX_SAMPLE", 1000)
+    monkeypatch.setattr(figures, "MIN_SURFACE_SAMPLE", 100)
+    rare = pl.when(pl.int_range(pl.len()) < 60).then(pl.lit("rare")).otherwise(pl.lit("frequent"))
+    rows = pl.from_arrow(draw_verdicts(20_000, shares=(1, 0, 0, 0))).lazy().with_columns(surface=rare)
+    found = figures.sample_rows(rows, ("verdict", "brightness"))
+    sizes = dict(found.table.group_by("surface").len().iter_rows())
+    assert sizes["rare"] == 60
+    assert 200 < sizes["frequent"] < 500
+    shares = dict(found.uniform.group_by("surface").len().iter_rows())
+    assert shares.get("rare", 0) < 10
+
+
+def test_unseen_above_budget_is_a_warning(summary: Summary) -> None:
+    assert any("called unseen" in one and "sbdzsl groups" in one for one in summary.warnings)
+    assert not any("called unseen" in one for one in _summary(TABLE, unseen_budget=0.5).warnings)
 
 
 def test_equal_scores_make_one_bin() -> None:
