@@ -99,13 +99,14 @@ def steady_rate(finished: Sequence[tuple[float, int]], edge: int) -> float:
 class Watch:
     """Samples the memory of a process and all that it started, by name, in a `with` block.
 
-    `peaks` maps a name to the largest MB seen of one process of this name: `uss` what is its own alone, `rss` with
-    what it shares (the object store, libraries). A sample reads a few files a process: half a second apart is cheap.
+    `peaks` maps a name to the largest MB seen of one process of this name: `own` memory that is its alone, `rss`
+    with what it shares (the object store, libraries). `first_seen` is when a name first appeared, seconds since the
+    epoch.
     """
 
     def __init__(self, pid: int, every_s: float = 0.5) -> None:
         self.peaks: dict[str, dict[str, float]] = {}
-        self.series: list[tuple[float, str, float]] = []
+        self.first_seen: dict[str, float] = {}
         self._pid, self._every_s = pid, every_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -126,8 +127,8 @@ class Watch:
                 name, memory = name_of(pid), memory_mb(pid)
                 if memory is None:
                     continue
-                self.series.append((time.time(), name, memory["uss"]))
-                peak = self.peaks.setdefault(name, {"uss": 0.0, "rss": 0.0})
+                self.first_seen.setdefault(name, time.time())
+                peak = self.peaks.setdefault(name, {"own": 0.0, "rss": 0.0})
                 for kind, value in memory.items():
                     peak[kind] = max(peak[kind], round(value, 1))
 
@@ -160,18 +161,22 @@ def name_of(pid: int) -> str:
     if "audit" in words:
         return "driver"
     if words[0].startswith("ray::"):
-        return "actor" if "Judge" in words[0] else "worker"
-    return Path(words[0]).name if "python" not in words[0] else Path(next((w for w in words if w.endswith(".py")), "python")).name
+        return "actor" if "judg" in words[0].lower() else "worker"
+    script = next((word for word in words[1:] if word.endswith(".py")), "python")
+    return Path(script if "python" in words[0] else words[0]).name
 
 
 def memory_mb(pid: int) -> dict[str, float] | None:
-    """MB of a process now: `uss` private to it, `rss` resident at all. None if it is gone."""
+    """MB of a process now: `own` is what no other process can share, `rss` what is resident. None if it is gone.
+
+    From `statm`, which costs nothing. `smaps_rollup` walks all pages and holds up the process meanwhile.
+    """
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[:3]
+    except (OSError, ValueError):
         return None
-    kb = {words[0]: int(words[1]) for words in (line.split() for line in lines[1:])}
-    return {"uss": (kb["Private_Clean:"] + kb["Private_Dirty:"]) / 1e3, "rss": kb["Rss:"] / 1e3} if kb else None
+    page_mb = os.sysconf("SC_PAGE_SIZE") / 1e6
+    return {"own": (int(resident) - int(shared)) * page_mb, "rss": int(resident) * page_mb}
 
 
 def extend_record(study: str, key: str, figures: object) -> None:
