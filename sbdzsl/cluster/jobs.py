@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -42,7 +43,9 @@ def submit(
     Raises `AuditError` "no-resources": the cluster does not answer, or the job had not begun after `pending_s` seconds
     and was stopped.
     """
-    entry = {"entrypoint": shlex.join(words), "metadata": dict(metadata or {})}
+    # It tells of each connection that was closed in good order.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    entry: dict[str, Any] = {"entrypoint": shlex.join(words), "metadata": dict(metadata or {})}
     if working_dir is not None:
         entry["runtime_env"] = {"working_dir": working_dir}
     if cpus:

@@ -159,7 +159,8 @@ def test_a_running_job_is_followed_and_not_started_twice(dashboard: str, tmp_pat
         second: list[str] = []
         assert jobs.submit(words, dashboard, "once", report=second.append) == 0
         assert running.result() == 0
-    assert second == ["job once is there already and is followed", "in"]
+    assert second[0] == "job once is there already and is followed"
+    assert (first.count("in"), second.count("in")) == (1, 1)
     assert starts.read_text() == "x"
 
 
@@ -195,5 +196,5 @@ def test_an_interrupt_leaves_the_job_running_and_says_how_to_go_on(head: Head, d
 
 
 def test_no_cluster_at_the_address() -> None:
-    with pytest.raises(AuditError, match="no jobs at http://127.0.0.1:9"):
+    with pytest.raises(AuditError, match="no jobs at"):
         jobs.submit(["true"], "http://127.0.0.1:9", "nobody", report=lambda _: None)
