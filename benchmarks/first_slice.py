@@ -26,6 +26,7 @@ from sbdzsl import datasets, lake, training
 from sbdzsl.bundle import Bundle
 from sbdzsl.calibration import conformal_threshold
 from sbdzsl.cluster.audit import run_audit
+from sbdzsl.cluster.request import AuditRequest
 from sbdzsl.config import TrainSettings
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import ZeroShotFigures, auroc, zero_shot_figures
@@ -53,7 +54,9 @@ def routing(work: Path) -> None:
     bundle = training.train(seen, str(work / "routing"), TrainSettings(), report=lambda line: print(line, flush=True))
     audited = pa.concat_tables([only(seen, "test"), *strangers])
     lake.write_manifest(audited, str(work / "audited.parquet"))
-    result = run_audit(str(work / "routing"), str(work / "audit"), manifest_uri=str(work / "audited.parquet"))
+    result = run_audit(
+        AuditRequest(str(work / "routing"), str(work / "audit"), manifest_uri=str(work / "audited.parquet"))
+    )
     assert result.reconciliation.is_complete
     rows = pl.read_parquet(work / "audit" / "parts" / "*.parquet")
     truth = dict(zip(audited["image_id"].to_pylist(), audited["surface"].to_pylist(), strict=True))

@@ -290,11 +290,12 @@ def parse(model: type[S], values: dict[str, Any], source: str) -> S:
 
 
 def load(model: type[S], path: str | Path | None) -> S:
-    """Read settings from a YAML file; the defaults if `path` is None. Raises `ConfigError`."""
+    """Read settings from a YAML file, or from YAML in braces; the defaults if `path` is None. Raises `ConfigError`."""
     if path is None:
         return model()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        is_text = str(path).startswith("{")
+        values = yaml.safe_load(str(path) if is_text else Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("bad-config", f"{path}: cannot be read: {error.strerror}") from None
     except yaml.YAMLError as error:

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import deltalake
 import duckdb
 import polars as pl
-import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest

@@ -7,6 +7,7 @@ to standard error; standard output carries what was asked for.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -293,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code of the contract."""
     try:
         # What a verb leaves by `typer.Exit` is its exit code.
-        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        words = sys.argv[1:] if argv is None else list(argv)
+        code = app(args=words, standalone_mode=False, obj=words)
     except SbdzslError as error:
         stderr.print(f"error: {error.code}: {error.message}", markup=False)
         return error.exit_code

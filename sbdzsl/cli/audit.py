@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import hashlib
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from sbdzsl import config, lake
+from sbdzsl import __version__, config, lake
 from sbdzsl.cli.options import BundleUrl, Policy, PromiseName, RuntimeName, stdout
-from sbdzsl.errors import ConfigError
 
 if TYPE_CHECKING:
     from sbdzsl.cluster.audit import AuditResult
@@ -46,6 +45,7 @@ def _surface_policy(text: str) -> tuple[str, str]:
 
 @audit_app.command("run")
 def run(
+    ctx: typer.Context,
     bundle: BundleUrl,
     out: Annotated[str, typer.Option(help="Folder or URL for verdicts and report; run again to resume.")],
     lake_url: Annotated[
@@ -87,7 +87,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Judge a few images and say what the whole would take; write nothing.")
     ] = False,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Audit settings (YAML).")] = None,
+    config_file: Annotated[
+        str | None, typer.Option("--config", help="Audit settings: a YAML file, or the settings themselves in braces.")
+    ] = None,
     runtime: RuntimeName = "torch",
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:6379; else RAY_ADDRESS, else this machine.")
@@ -112,7 +114,7 @@ def run(
     changes = {name: value for name, value in given.items() if value is not None}
     settings = config.parse(config.AuditSettings, settings.model_dump() | changes, "command line")
     if submit is not None:
-        raise typer.Exit(_submit(submit, out))
+        raise typer.Exit(_submit(ctx.obj, submit, settings))
     # Ray is imported by this verb alone, so that the others start without it.
     from sbdzsl.cluster.audit import run_audit
     from sbdzsl.cluster.estimate import estimate_audit
@@ -140,15 +142,25 @@ def _say(line: str) -> None:
     stdout.print(line, markup=False)
 
 
-def _submit(address: str, out: str) -> int:
-    """Hand this very command to a cluster; its exit code."""
-    from sbdzsl.cluster.jobs import submit_audit
+def _submit(words: list[str], address: str, settings: config.AuditSettings) -> int:
+    """Hand this very command to a cluster, the settings with it; its exit code."""
+    from sbdzsl.cluster.jobs import submit
 
-    words = sys.argv[1:]
-    place = words.index("--submit") if "--submit" in words else -1
-    if place < 0:
-        raise ConfigError("bad-config", "write --submit and its address as two words")
-    return submit_audit(words[:place] + words[place + 2 :], address, lake.absolute_url(out), _say)
+    words = _without(_without(words, "--submit"), "--config")
+    text = settings.model_dump_json(exclude_defaults=True)
+    command = ["python", "-m", "sbdzsl.cli", *words, "--config", text]
+    name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16]
+    return submit(command, address, f"sbdzsl-audit-{name}", {"sbdzsl": __version__, "verb": "audit"}, report=_say)
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    """The words of a command without one option and its value."""
+    for place, word in enumerate(words):
+        if word == option:
+            return words[:place] + words[place + 2 :]
+        if word.startswith(f"{option}="):
+            return words[:place] + words[place + 1 :]
+    return words
 
 
 def _print_result(result: AuditResult) -> None:
@@ -181,9 +193,10 @@ def diff(
 ) -> None:
     """Which images are judged otherwise by audit B than by audit A, and why."""
     from sbdzsl.cluster import ledger
-    from sbdzsl.report.diff import diff_audits
+    from sbdzsl.report import diff as diffs
 
-    found = diff_audits(*(ledger.audit_rows(lake.absolute_url(url)) for url in (first, second)))
-    _say(str(found))
+    rows_a, rows_b = (ledger.audit_rows(lake.absolute_url(url)) for url in (first, second))
+    found = diffs.diff(rows_a, rows_b)
+    _say(found.to_text())
     if out is not None:
-        lake.write_bytes(out, found.csv())
+        lake.write_bytes(out, found.changes_csv())

@@ -78,7 +78,8 @@ CODES = {
     },
     "TrainingError": {"not-finite", "weights-missing"},
     "ExportError": {"no-parity", "export-exists"},
-    "AuditError": {"other-audit", "no-resources", "incomplete", "stalled"},
+    "AuditError": {"other-audit", "no-resources", "incomplete", "stalled", "crashing"},
+    "StoppedError": {"too-many-errors", "out-of-time"},
 }
 
 #: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
