@@ -54,9 +54,8 @@ def routing(work: Path) -> None:
     bundle = training.train(seen, str(work / "routing"), TrainSettings(), report=lambda line: print(line, flush=True))
     audited = pa.concat_tables([only(seen, "test"), *strangers])
     lake.write_manifest(audited, str(work / "audited.parquet"))
-    result = run_audit(
-        AuditRequest(str(work / "routing"), str(work / "audit"), manifest_uri=str(work / "audited.parquet"))
-    )
+    request = AuditRequest(str(work / "routing"), str(work / "audit"), manifest_uri=str(work / "audited.parquet"))
+    result = run_audit(request)
     assert result.reconciliation.is_complete
     rows = pl.read_parquet(work / "audit" / "parts" / "*.parquet")
     truth = dict(zip(audited["image_id"].to_pylist(), audited["surface"].to_pylist(), strict=True))

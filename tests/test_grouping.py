@@ -10,6 +10,8 @@ import pytest
 from sbdzsl import cli, lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.cluster import ledger
+from sbdzsl.cluster.plan import Identity, make_plan, pin_identity
+from sbdzsl.cluster.selection import Selection
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.enrolment import MIN_IMAGES, samples_of
 from sbdzsl.grouping import Group, Grouping, Member, group_unseen, link_alike, usual_distance
@@ -151,7 +153,10 @@ def test_from_an_audit_to_a_command_that_enrols(
     """The audit's rows come from the inspector itself; no Ray is needed for that."""
     audit, out = str(tmp_path / "audit"), str(tmp_path / "groups")
     now = "2026-11-25T00:00:00+00:00"
-    plan = ledger.make_plan(audit, "/lake", trained.bundle.digest, None, trained.manifest, None, now)
+    identity, pages = Identity("/lake", trained.bundle.digest), [trained.manifest]
+    pin_identity(audit, identity)
+    plan = make_plan(audit, identity, 1, lambda: pages, Selection(), None, now)
+    assert plan is not None
     inspector = Inspector(trained.bundle)
     unseen = 0
     for shard in range(plan.num_shards):

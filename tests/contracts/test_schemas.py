@@ -126,5 +126,5 @@ def test_error_codes_and_exit_codes() -> None:
     kinds = {kind.__name__: kind for kind in errors.SbdzslError.__subclasses__()}
     assert {name: set(kind.CODES) for name, kind in kinds.items()} == CODES
     assert {name: kind.exit_code for name, kind in kinds.items()} == {
-        name: 2 if name in ("DataError", "ConfigError") else 1 for name in CODES
+        name: {"DataError": 2, "ConfigError": 2, "StoppedError": 3}.get(name, 1) for name in CODES
     }
