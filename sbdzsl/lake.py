@@ -148,7 +148,8 @@ def read_manifest(uri: str) -> pa.Table:
     a null or repeated `image_id`, a null or relative `uri`. Raises `LakeError` if the file cannot be read.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(read_bytes(uri))).read()
+        # One of Arrow's threads that lets go of these bytes while Python ends would abort it.
+        table = pq.ParquetFile(pa.BufferReader(read_bytes(uri))).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _bad(uri, f"not a Parquet file: {error}") from None
     table = _conformed(table, uri)
