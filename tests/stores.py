@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
+import subprocess
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,3 +85,28 @@ def doorkeeper(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doorkeeper]
     yield keeper
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def s3_apart(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As `s3`, on a server in a process of its own: for callers that hold the interpreter's lock while they wait."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 60
+        while not _answers(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        boto3.Session().client("s3").create_bucket(Bucket=s3.removeprefix("s3://"))
+        yield s3
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
