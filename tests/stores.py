@@ -60,17 +60,21 @@ def memory() -> Iterator[str]:
 
 @dataclass
 class Doorkeeper:
-    """Stands before a real S3 server, notes each request and may take headers off."""
+    """Stands before a real S3 server, notes each request, may take headers off, and answer 503 to one in so many."""
 
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     drop: tuple[str, ...] = ()
+    fail_one_in: int = 0
     app: Any = None
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
         for name in self.drop:
             environ.pop(name, None)
+        if self.fail_one_in and len(self.requests) % self.fail_one_in == 0:
+            start_response("503 Slow Down", [("Content-Type", "text/xml"), ("Content-Length", "0")])
+            return []
         return self.app(environ, start_response)
 
 
