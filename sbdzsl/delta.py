@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
 
 from sbdzsl import lake
-from sbdzsl.errors import ConfigError
-from sbdzsl.store import storage_options, store_errors
+from sbdzsl.errors import ConfigError, LakeError
+from sbdzsl.store import shown, storage_options, store_errors
 
 #: Rows in memory at a time, about; a row with class embedding and places takes about a kilobyte.
 _BATCH_ROWS = 16_384
+_ATTEMPTS = 5
+#: A file is built in memory, which takes up to fifteen times this.
+_FILE_BYTES = 50_000_000
 
 
-def append_run(
-    parts: pyarrow.dataset.Dataset | pa.RecordBatchReader, table_url: str, app_id: str, version: int
-) -> bool:
-    """Append all rows of `parts` to the Delta table at `table_url` by one commit; the first makes the table.
+def append_run(parts: pyarrow.dataset.Dataset, table_url: str, app_id: str, version: int) -> bool:
+    """Append all rows of `parts` to the Delta table at `table_url` by one commit; one without rows makes the table.
 
     The commit carries the application transaction (`app_id`, `version`), `version` 0 and up. If the table holds one of
     `app_id` that is as high or higher nothing is done and the answer is False: give each audit an `app_id` of its own
@@ -35,38 +38,53 @@ def append_run(
 
     url = lake.absolute_url(table_url)
     options = storage_options(url)
-    with store_errors(url):
-        if _committed(deltalake, url, options, app_id) >= version:
-            return False
-        try:
-            deltalake.write_deltalake(
-                url,
-                _batches(parts),
-                mode="append",
-                schema_mode="merge",
-                storage_options=options,
-                commit_properties=deltalake.CommitProperties(
-                    app_transactions=[deltalake.Transaction(app_id, version)],
-                ),
-            )
-        except CommitFailedError:
-            if _committed(deltalake, url, options, app_id) >= version:
+    once = deltalake.CommitProperties(app_transactions=[deltalake.Transaction(app_id, version)])
+    with store_errors(url), _no_panic(url):
+        for attempt in range(1, _ATTEMPTS + 1):
+            # The commit is checked against what was read here: nobody may have committed the same since.
+            table = _opened(deltalake, url, options, parts.schema)
+            committed = table.transaction_version(app_id)
+            if committed is not None and committed >= version:
                 return False
-            raise
-    return True
+            try:
+                deltalake.write_deltalake(
+                    table,
+                    _batches(parts),
+                    mode="append",
+                    schema_mode="merge",
+                    target_file_size=_FILE_BYTES,
+                    commit_properties=once,
+                )
+            except CommitFailedError:  # the table was changed or made by another; what was written stands nowhere
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
+                return True
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _committed(deltalake: Any, url: str, options: dict[str, str], app_id: str) -> int:
-    """The highest version of an application in the table, -1 for none."""
+def _opened(deltalake: Any, url: str, options: dict[str, str], schema: pa.Schema) -> Any:
+    """The table as it is now, made without rows if there is none."""
     if not deltalake.DeltaTable.is_deltatable(url, options):
-        return -1
-    found = deltalake.DeltaTable(url, storage_options=options).transaction_version(app_id)
-    return -1 if found is None else int(found)
+        try:
+            deltalake.DeltaTable.create(url, schema, mode="ignore", storage_options=options)
+        except deltalake.exceptions.DeltaError:
+            if not deltalake.DeltaTable.is_deltatable(url, options):  # else another was faster
+                raise
+    return deltalake.DeltaTable(url, storage_options=options)
 
 
-def _batches(parts: pyarrow.dataset.Dataset | pa.RecordBatchReader) -> pa.RecordBatchReader:
-    if isinstance(parts, pa.RecordBatchReader):
-        return parts
+@contextlib.contextmanager
+def _no_panic(url: str) -> Iterator[None]:
+    """What deltalake takes for impossible, such as brackets in a path, is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise LakeError("unsupported-store", f"{shown(url)}: deltalake cannot use this place: {error}") from None
+
+
+def _batches(parts: pyarrow.dataset.Dataset) -> pa.RecordBatchReader:
     # The defaults read sixteen files ahead.
-    scanner = parts.scanner(batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
-    return scanner.to_reader()
+    return parts.scanner(batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1).to_reader()

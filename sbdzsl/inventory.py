@@ -89,7 +89,7 @@ def inventory_files(
             for batch in _csv(stream, inventory.columns) if inventory.columns else _parquet(stream):
                 for row in batch.to_pylist():
                     yield from _stored_files(row, inventory, left_out)
-    except (pa.ArrowException, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(
             "bad-manifest", f"{store.shown(data_uri)}: no data file of this inventory: {type(error).__name__}: {error}"
         ) from None

@@ -49,8 +49,8 @@ _DONE = "_done"
 class Listing:
     """What a listing came to. `num_new` images are of this run, the others were listed by runs before it.
 
-    `num_requests` counts what the store charges for, over all runs. `left_out` counts files that are not in it by
-    reason, `examples` names one of each.
+    `num_requests` counts what the store charges for over all partitions, not what it took to find them. `left_out`
+    counts files that are not in it by reason, `examples` names one of each.
     """
 
     folder: str

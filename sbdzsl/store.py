@@ -140,7 +140,8 @@ def store_errors(url: str) -> Iterator[None]:
     except SbdzslError:
         raise
     except Exception as error:  # each fsspec store has kinds of its own
-        raise LakeError("unreachable", f"{place}: {type(error).__name__}: {error}") from error
+        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some colour what they say
+        raise LakeError("unreachable", f"{place}: {type(error).__name__}: {said}") from error
 
 
 def exists(uri: str) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
+import subprocess
+import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,17 +60,21 @@ def memory() -> Iterator[str]:
 
 @dataclass
 class Doorkeeper:
-    """Stands before a real S3 server, notes each request and may take headers off."""
+    """Stands before a real S3 server, notes each request, may take headers off, and answer 503 to one in so many."""
 
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     drop: tuple[str, ...] = ()
+    fail_one_in: int = 0
     app: Any = None
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
         for name in self.drop:
             environ.pop(name, None)
+        if self.fail_one_in and len(self.requests) % self.fail_one_in == 0:
+            start_response("503 Slow Down", [("Content-Type", "text/xml"), ("Content-Length", "0")])
+            return []
         return self.app(environ, start_response)
 
 
@@ -81,3 +89,28 @@ def doorkeeper(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Doorkeeper]
     yield keeper
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def s3_apart(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """As `s3`, on a server in a process of its own: for callers that hold the interpreter's lock while they wait."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        deadline = time.monotonic() + 60
+        while not _answers(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        boto3.Session().client("s3").create_bucket(Bucket=s3.removeprefix("s3://"))
+        yield s3
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

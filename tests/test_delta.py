@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import deltalake
 import duckdb
+import numpy as np
 import polars as pl
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 from sbdzsl import delta, store
 from sbdzsl.errors import ConfigError, LakeError
 from sbdzsl.verdict import SCHEMA_VERSION, VERDICT_SCHEMA, Region, Verdict, to_parquet
-from tests.stores import s3, s3_endpoint  # noqa: F401  fixtures
+from tests.stores import s3, s3_apart, s3_endpoint  # noqa: F401  fixtures
 
 
 def write_parts(folder, run: int, shards: int = 3) -> pyarrow.dataset.Dataset:
@@ -33,15 +34,16 @@ def write_parts(folder, run: int, shards: int = 3) -> pyarrow.dataset.Dataset:
 
 @pytest.fixture(params=["local", "s3"])
 def table_url(request, tmp_path) -> str:
-    return str(tmp_path / "table") if request.param == "local" else f"{request.getfixturevalue('s3')}/table"
+    return str(tmp_path / "table") if request.param == "local" else f"{request.getfixturevalue('s3_apart')}/table"
 
 
 def rows(url: str) -> pl.DataFrame:
     return pl.scan_delta(url, storage_options=store.storage_options(url)).sort("image_id").collect()
 
 
-def versions(url: str) -> int:
-    return deltalake.DeltaTable(url, storage_options=store.storage_options(url)).version() + 1
+def commits(url: str) -> int:
+    """Number of commits with rows: the first makes the table."""
+    return deltalake.DeltaTable(url, storage_options=store.storage_options(url)).version()
 
 
 class TestAppendRun:
@@ -49,7 +51,7 @@ class TestAppendRun:
         parts = write_parts(tmp_path / "parts", 1)
         assert delta.append_run(parts, table_url, "audit-a", 1) is True
         assert delta.append_run(parts, table_url, "audit-a", 1) is False
-        assert versions(table_url) == 1
+        assert commits(table_url) == 1
         found, expected = rows(table_url), pl.from_arrow(parts.to_table()).sort("image_id")
         assert found.select("image_id", "regions", "inspected_at", "class_embedding").equals(
             expected.select("image_id", "regions", "inspected_at", "class_embedding")
@@ -60,25 +62,26 @@ class TestAppendRun:
         assert delta.append_run(write_parts(tmp_path / "a", 2), table_url, "audit-a", 2)
         assert delta.append_run(write_parts(tmp_path / "b", 3), table_url, "audit-b", 1)
         assert not delta.append_run(write_parts(tmp_path / "a", 1), table_url, "audit-a", 1)
-        assert versions(table_url) == 3
+        assert commits(table_url) == 3
         assert rows(table_url)["image_id"].n_unique() == len(rows(table_url)) == 18
 
     def test_of_calls_at_once_one_commits(self, table_url, tmp_path):
-        delta.append_run(write_parts(tmp_path / "parts", 1), table_url, "audit-a", 1)
-        parts, barrier = write_parts(tmp_path / "parts", 2), threading.Barrier(3)
+        barrier = threading.Barrier(4)
+        for run in range(1, 6):  # the first makes the table as well
+            parts = write_parts(tmp_path / "parts", run)
 
-        def call(_: int) -> bool:
-            barrier.wait()
-            return delta.append_run(parts, table_url, "audit-a", 2)
+            def call(_: int, run: int = run, parts: pyarrow.dataset.Dataset = parts) -> bool:
+                barrier.wait()
+                return delta.append_run(parts, table_url, "audit-a", run)
 
-        with ThreadPoolExecutor(3) as pool:
-            assert sorted(pool.map(call, range(3))) == [False, False, True]
-        assert len(rows(table_url)) == 12
+            with ThreadPoolExecutor(4) as pool:
+                assert sorted(pool.map(call, range(4))) == [False, False, False, True]
+        assert len(rows(table_url)) == 30
 
     def test_an_older_table_gets_the_columns_that_it_lacks(self, tmp_path):
         url = str(tmp_path / "table")
         old = write_parts(tmp_path / "parts", 1).to_table().drop(["extrapolated"])
-        assert delta.append_run(old.to_reader(), url, "audit-a", 1)
+        assert delta.append_run(pyarrow.dataset.dataset(old), url, "audit-a", 1)
         assert delta.append_run(write_parts(tmp_path / "parts", 2), url, "audit-a", 2)
         assert rows(url)["extrapolated"].to_list()[:6] == [None] * 6
         assert len(rows(url)) == 12
@@ -89,6 +92,11 @@ class TestAppendRun:
             delta.append_run(write_parts(tmp_path / "parts", 1), str(tmp_path / "file" / "table"), "audit-a", 1)
         assert str(tmp_path / "file" / "table") in caught.value.message
 
+    def test_a_place_that_deltalake_takes_for_impossible(self, tmp_path):
+        with pytest.raises(LakeError, match="deltalake cannot use this place") as caught:
+            delta.append_run(write_parts(tmp_path / "parts", 1), str(tmp_path / "[x]"), "audit-a", 1)
+        assert caught.value.code == "unsupported-store"
+
     def test_without_the_extra(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "deltalake", None)
         with pytest.raises(ConfigError, match=r"sbdzsl\[delta\]") as caught:
@@ -96,25 +104,23 @@ class TestAppendRun:
         assert caught.value.code == "missing-extra"
 
     def test_memory_does_not_grow_with_the_rows(self, tmp_path):
+        numbers = pa.array(np.random.default_rng(0).random(55 * 8192))
+        rows = pa.table({"image_id": ["id"] * 8192, "x": pa.FixedSizeListArray.from_arrays(numbers, 55)})
+        pq.write_table(rows.cast(pa.schema([("image_id", pa.string()), ("x", pa.list_(pa.float64()))])), tmp_path / "p")
         peaks = [
-            int(subprocess.check_output([sys.executable, "-c", PEAK, str(tmp_path / str(n)), str(n)]))
-            for n in (20, 200)
+            int(subprocess.check_output([sys.executable, "-c", PEAK, str(tmp_path), str(count)])) for count in (20, 100)
         ]
-        assert peaks[1] < peaks[0] + 150_000, peaks  # the larger run holds 720 MB of rows
+        assert peaks[1] < peaks[0] + 100_000, peaks  # the rows of the larger run take 360 MB
 
 
-#: Appends so many batches of 3.6 MB each and prints the process's peak in kB.
+#: Appends the same part so many times and prints the process's peak in kB.
 PEAK = """
 import resource, sys
-import numpy as np, pyarrow as pa
+import pyarrow.dataset
 from sbdzsl import delta
-schema = pa.schema([("image_id", pa.string()), ("x", pa.list_(pa.float64(), 55))])
-def batches():
-    for n in range(int(sys.argv[2])):
-        values = pa.array(np.random.default_rng(n).random(55 * 8192))
-        ids = pa.array([f"{n}-{i}" for i in range(8192)])
-        yield pa.record_batch([ids, pa.FixedSizeListArray.from_arrays(values, 55)], schema=schema)
-delta.append_run(pa.RecordBatchReader.from_batches(schema, batches()), sys.argv[1], "a", 1)
+folder, count = sys.argv[1], int(sys.argv[2])
+delta._FILE_BYTES = 10_000_000
+delta.append_run(pyarrow.dataset.dataset([f"{folder}/p"] * count), f"{folder}/table-{count}", "a", 1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

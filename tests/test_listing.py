@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stamina
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -15,7 +16,7 @@ from moto.s3.models import s3_backends
 
 from sbdzsl import lake, listing, partitions, pick
 from sbdzsl.errors import ConfigError, DataError, LakeError
-from tests.stores import memory, s3, s3_endpoint  # noqa: F401  fixtures
+from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401  fixtures
 from tests.test_folders import PATHS, tree
 from tests.test_packed import tar
 
@@ -297,6 +298,24 @@ class TestResume:
         monkeypatch.setattr(lake, "image_table", image_table)
         list_lake(str(tmp_path / "lake"), str(tmp_path / "out"))
         assert len(uris(str(tmp_path / "out"))) == 36
+
+    def test_a_store_that_is_overloaded_now_and_then(self, doorkeeper: Doorkeeper, s3, tmp_path):  # noqa: F811
+        fill(s3, [f"lake/{name}" for name in NAMES])
+        lake.write_bytes(f"{s3}/lake/a.tar", tar({f"{number}.png": b"1" for number in range(5)}))
+        doorkeeper.fail_one_in = 4
+        with stamina.set_testing(True, attempts=4):
+            list_lake(f"{s3}/lake", f"{s3}/out", workers=2)
+            assert len(set(uris(f"{s3}/out"))) == len(uris(f"{s3}/out")) == 41
+
+    def test_a_folder_that_two_runs_left_to_each_other_is_named(self, tmp_path):
+        fill(str(tmp_path / "lake"), NAMES)
+        out = tmp_path / "out"
+        list_lake(str(tmp_path / "lake"), str(out))
+        (out / "_listed.json").unlink()
+        done = out / "_done" / "00000.json"
+        done.write_text(json.dumps(json.loads(done.read_text()) | {"refused": ["/elsewhere"]}))
+        with pytest.raises(LakeError, match="each left /elsewhere"):
+            list_lake(str(tmp_path / "lake"), str(out))
 
 
 class TestRefusals:

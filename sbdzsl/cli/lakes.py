@@ -6,8 +6,6 @@ import time
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from sbdzsl.cli.options import stdout
 from sbdzsl.errors import ConfigError
@@ -48,11 +46,8 @@ def list_images(
     source = lake_url or inventory or ""
     found = listing.list_lake(source, out, include or (), exclude or (), partition, workers, show)
     seconds = time.perf_counter() - started
-    if found.left_out:
-        table = Table("left out", "files", "such as")
-        for reason, count in sorted(found.left_out.items()):
-            table.add_row(reason, f"{count:,}", Text(found.examples[reason]))
-        stdout.print(table)
+    for reason, count in sorted(found.left_out.items()):
+        show(f"left out: {count:,} {reason}, such as {found.examples[reason]}")
     if not found.num_new:
         show("nothing to do: this lake was listed before")
     requests = f", {found.num_requests:,} requests" if found.num_requests else ""
