@@ -1,6 +1,6 @@
 """Time and peak memory of summary and report at 10 000, 100 000 and 1 000 000 verdict rows.
 
-    python benchmarks/report_scale.py          about three minutes on two cores
+    python benchmarks/report_scale.py          about five minutes on two cores
 
 The rows are made up (drawn from a random generator, 1024 a part file as an audit leaves them): no image stands behind
 them, and they measure the report alone. The galleries are given one ready picture, unseen images are grouped by the

@@ -89,8 +89,8 @@ class SurfaceDrift:
 _ADVICE: tuple[tuple[set[str], str], ...] = (
     (
         {"brightness"},
-        "Check lamp, exposure and white balance. A bundle trained with `--promise envelope` in force keeps its rate of "
-        "false alarms for unseen surfaces under changed light.",
+        "Check lamp, exposure and white balance. An audit with `--promise envelope` keeps the rate of false alarms for "
+        "unseen surfaces under changed light.",
     ),
     (
         {"sharpness"},
