@@ -102,8 +102,8 @@ _ADVICE: tuple[tuple[set[str], str], ...] = (
     (
         {"unseen_score"},
         "No change of light or focus is seen to explain it: look for a new batch or supplier, or for another surface "
-        "that comes nearest to this one, among the strangest images; `sbdzsl groups` sorts them, `sbdzsl enrol` teaches "
-        "a new surface.",
+        "that comes nearest to this one, among the strangest images; `sbdzsl groups` sorts them, `sbdzsl enrol` "
+        "teaches a new surface.",
     ),
     (
         {"defect_score"},
