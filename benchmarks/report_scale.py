@@ -1,6 +1,6 @@
 """Time and peak memory of summary and report at 10 000, 100 000 and 1 000 000 verdict rows.
 
-    python benchmarks/report_scale.py          about three minutes on two cores
+    python benchmarks/report_scale.py          about five minutes on two cores
 
 The rows are made up (drawn from a random generator, 1024 a part file as an audit leaves them): no image stands behind
 them, and they measure the report alone. The galleries are given one ready picture, unseen images are grouped by the
@@ -32,6 +32,7 @@ from sbdzsl.grouping import Group, Grouping, Member
 from sbdzsl.report import AuditFacts, GalleryImage, Viewer, write_report
 from sbdzsl.report.alerts import alerts
 from sbdzsl.report.counting import summarise
+from sbdzsl.report.figures import copy_rows
 from sbdzsl.verdict import VERDICT_SCHEMA
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -153,14 +154,16 @@ def measure(folder: Path, rows: int) -> dict[str, Any]:
     before = _status_mb("VmRSS")
     seconds = {}
     started = time.perf_counter()
-    summarise(scan, facts, viewer.references)
-    seconds["summary_s"] = round(time.perf_counter() - started, 2)
-    started = time.perf_counter()
-    alerts(scan)
-    seconds["alerts_s"] = round(time.perf_counter() - started, 2)
+    with tempfile.TemporaryDirectory() as name:
+        copied = copy_rows(scan, Path(name))
+        seconds["copy_s"], started = round(time.perf_counter() - started, 2), time.perf_counter()
+        summarise(copied, facts, viewer.references)
+        seconds["summary_s"], started = round(time.perf_counter() - started, 2), time.perf_counter()
+        alerts(copied)
+        seconds["alerts_s"] = round(time.perf_counter() - started, 2)
     started = time.perf_counter()
     write_report(scan, facts, str(folder / "out"), viewer, 24)
-    seconds["report_s"] = round(time.perf_counter() - started, 2)
+    seconds["report_in_all_s"] = round(time.perf_counter() - started, 2)
     sizes = {
         f"{name}_kb": round((folder / "out" / file).stat().st_size / 1e3)
         for name, file in (("page", "report.html"), ("summary", "summary.json"), ("alerts", "alerts.csv"))

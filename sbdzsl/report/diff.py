@@ -81,7 +81,7 @@ class AuditDiff:
         """The result for a person, in a few lines."""
         bundles = "the same bundle" if self.bundles_a == self.bundles_b else "other bundles"
         lines = [f"{self.num_compared:,} images are in both audits, judged by {bundles}; {self.num_changed:,} changed"]
-        lines += [f"  {number:>9,}  {reason}: {_REASONS[reason]}" for reason, number in self.reasons]
+        lines += [f"  {number:>9,}  {reason}: {REASONS[reason]}" for reason, number in self.reasons]
         moved = [(before, after, number) for before, after, number in self.verdicts if before != after]
         lines += [f"  {number:>9,}  {before or 'no row'} -> {after or 'no row'}" for before, after, number in moved]
         lines += [f"  {number:>9,}  surface {before!r} is now {after!r}" for before, after, number in self.renamed]
@@ -92,7 +92,8 @@ class AuditDiff:
         return alerts_csv(self.changes)
 
 
-_REASONS = {
+#: What each reason means.
+REASONS = {
     "only-in-a": "B has no row of it",
     "only-in-b": "A has no row of it",
     "file-changed": "another file at the same place",
@@ -244,7 +245,7 @@ def _words() -> pl.Expr:
     unseen = (pl.col("verdict_a") == "unseen") | (pl.col("verdict_b") == "unseen")
     return (
         pl.when(reason.is_in(["only-in-a", "only-in-b", "file-changed"]))
-        .then(reason.replace_strict(_REASONS, return_dtype=pl.String))
+        .then(reason.replace_strict(REASONS, return_dtype=pl.String))
         .when(reason == "not-judged")
         .then(pl.format("{} -> {}", error("a"), error("b")))
         .when(reason == "other-surface")

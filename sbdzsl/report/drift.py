@@ -6,10 +6,11 @@ Kolmogorov and Smirnov), which says whether there is a change, and by the popula
 hold equal shares of the reference), which says how large it is.
 
 The rules:
-- Too few images is an answer of its own, never "no drift": a comparison is made where the test sees a distance of
-  `WANTED_DISTANCE` with a probability of `POWER`; that takes n images and m references with
-  (c + z / 2) * sqrt(1/n + 1/m) <= `WANTED_DISTANCE`, c = sqrt(-ln(a / 2) / 2), z the normal quantile of `POWER`, a =
-  `FALSE_ALARMS` / number of comparisons. z/2 is cautious: the standard deviation of a share is at most 1/2.
+- Too few images is an answer of its own, never "no drift": that answer takes a test that would have seen a distance of
+  `WANTED_DISTANCE` with a probability of `POWER`. With n images and m references it sees
+  (c + z / 2) * sqrt(1/n + 1/m), c = sqrt(-ln(a / 2) / 2), z the normal quantile of `POWER`, a = `FALSE_ALARMS` / number
+  of comparisons. z/2 is cautious: the standard deviation of a share is at most 1/2. A drift that is found is said with
+  fewer images, too: a change of light may leave nothing in common.
 - All comparisons of an audit are corrected together (Holm 1979): the chance of any false warning is at most
   `FALSE_ALARMS`, as far as the images are independent.
 - A warning takes both: a corrected p-value below `FALSE_ALARMS`, and a PSI of at least `ACT` (the usual level to act
@@ -47,7 +48,8 @@ class Drift:
     """One measure of one surface against its reference.
 
     `smallest_seen` is the distance of distributions (0 to 1) that the test sees with a probability of 0.8; None without
-    images. Where that is too large `psi`, `psi_noise`, `ks`, `p_value` (corrected) and `moved` are None: too few.
+    images. `psi`, `psi_noise`, `ks`, `p_value` (corrected) and `moved` are None where no drift was found and the images
+    are too few to say that there is none.
     """
 
     measure: Measure
@@ -89,8 +91,8 @@ class SurfaceDrift:
 _ADVICE: tuple[tuple[set[str], str], ...] = (
     (
         {"brightness"},
-        "Check lamp, exposure and white balance. A bundle trained with `--promise envelope` in force keeps its rate of "
-        "false alarms for unseen surfaces under changed light.",
+        "Check lamp, exposure and white balance. An audit with `--promise envelope` keeps the rate of false alarms for "
+        "unseen surfaces under changed light.",
     ),
     (
         {"sharpness"},
@@ -99,9 +101,9 @@ _ADVICE: tuple[tuple[set[str], str], ...] = (
     ),
     (
         {"unseen_score"},
-        "Light and lens are as they were, the surface looks otherwise: a new batch or supplier, or another surface "
-        "that comes nearest to it. Look at the strangest images; `sbdzsl groups` sorts them, `sbdzsl enrol` teaches a "
-        "new surface.",
+        "No change of light or focus is seen to explain it: look for a new batch or supplier, or for another surface "
+        "that comes nearest to this one, among the strangest images; `sbdzsl groups` sorts them, `sbdzsl enrol` "
+        "teaches a new surface.",
     ),
     (
         {"defect_score"},
@@ -170,7 +172,7 @@ def compare(pairs: Sequence[tuple[Measure, Values, Values]]) -> list[Drift]:
             reference_median=float(np.median(reference)) if len(reference) else None,
             median=float(np.median(found)) if len(found) else None,
         )
-        if seen is not None and seen <= WANTED_DISTANCE:
+        if seen is not None and seen < 1:
             test = stats.ks_2samp(reference, found, method="asymp")
             index, noise = stability_index(reference, found)
             one = replace(one, psi=index, psi_noise=noise, ks=float(test.statistic), p_value=float(test.pvalue))
@@ -208,8 +210,12 @@ def stability_index(reference: Values, found: Values) -> tuple[float, float]:
 def _decided(one: Drift, p_value: float) -> Drift:
     assert one.psi is not None
     assert one.psi_noise is not None
-    moved = p_value < FALSE_ALARMS and one.psi >= ACT and one.psi > one.psi_noise
-    return replace(one, p_value=p_value, moved=moved)
+    assert one.smallest_seen is not None
+    if p_value < FALSE_ALARMS and one.psi >= ACT and one.psi > one.psi_noise:
+        return replace(one, p_value=p_value, moved=True)
+    if one.smallest_seen <= WANTED_DISTANCE:
+        return replace(one, p_value=p_value, moved=False)
+    return replace(one, psi=None, psi_noise=None, ks=None, p_value=None)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -117,6 +118,13 @@ def sample_rows(rows: pl.LazyFrame, columns: tuple[str, ...]) -> Sampled:
         rows = rows.join(grid, on="surface", nulls_equal=True).filter(mark % pl.col("step") == 0)
     table = collect(rows.select("surface", *columns, uniform=mark % one_in == 0))
     return Sampled(table, table.filter("uniform"), one_in)
+
+
+def copy_rows(rows: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
+    """What a report needs of verdict rows as one local file: a store is asked once, not once a figure."""
+    target = folder / "rows.parquet"
+    rows.drop("class_embedding").sink_parquet(target, compression="lz4")
+    return pl.scan_parquet(target)
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from sbdzsl.verdict import Verdict
 class Viewer:
     """What a report asks of a bundle beside the rows.
 
-    `references` are what drift is measured against. `picture` shows one row (a mapping of its plain values),
+    `references` are what drift is measured against. `picture` shows one row (its plain values, without embedding),
     `thumbnail` one image as it is; both None where it can no longer be read. `group` groups unseen images.
     """
 

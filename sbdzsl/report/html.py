@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 
 import jinja2
@@ -20,6 +21,7 @@ from sbdzsl.report import formats
 from sbdzsl.report.alerts import alerts, alerts_csv, worst
 from sbdzsl.report.cards import Card, make_card
 from sbdzsl.report.counting import summarise
+from sbdzsl.report.figures import copy_rows
 from sbdzsl.report.gallery import Viewer
 from sbdzsl.report.plots import heat_map_svg, histogram_svg, timeline_svg
 from sbdzsl.report.strangers import Strangers, find_strangers
@@ -53,10 +55,16 @@ _NO_ADVICE = ("", "Read the detail of the examples.")
 def write_report(rows: pl.LazyFrame, facts: AuditFacts, out: str, viewer: Viewer, gallery_size: int) -> Summary:
     """Write `summary.json`, `alerts.csv` and `report.html` into the folder or URL `out`; those of before are replaced.
 
-    `rows` has the columns of `VERDICT_SCHEMA`. `viewer` is asked for the pictures of at most `gallery_size` defects and
-    as many unseen images, and to group some of the unseen ones unless `gallery_size` is 0. Figures and list are written
-    before any picture is asked for. Raises `LakeError` where `out` cannot be written.
+    `rows` has the columns of `VERDICT_SCHEMA` and is read once, into a temporary file of about 120 bytes a row.
+    `viewer` is asked for the pictures of at most `gallery_size` defects and as many unseen images, and to group some of
+    the unseen ones unless `gallery_size` is 0. Figures and list are written before any picture is asked for. Raises
+    `LakeError` where `out` cannot be written.
     """
+    with tempfile.TemporaryDirectory(prefix="sbdzsl-report-") as folder:
+        return _write(copy_rows(rows, Path(folder)), facts, out, viewer, gallery_size)
+
+
+def _write(rows: pl.LazyFrame, facts: AuditFacts, out: str, viewer: Viewer, gallery_size: int) -> Summary:
     summary = summarise(rows, facts, viewer.references)
     table = alerts(rows)
     listed = alerts_csv(table)

@@ -1,9 +1,16 @@
 """The two tables and the error codes: a public contract, frozen here."""
 
+from pathlib import Path
+
+import polars as pl
+
 from sbdzsl import errors
 from sbdzsl.datasets import validation
 from sbdzsl.lake import MANIFEST_SCHEMA, MANIFEST_VALUES
+from sbdzsl.report import summarise
+from sbdzsl.report.diff import REASONS
 from sbdzsl.verdict import VERDICT_SCHEMA
+from tests.verdicts import draw_facts, draw_references, draw_verdicts
 
 MANIFEST = {
     "image_id": "string",
@@ -95,6 +102,95 @@ FINDINGS = {
     "suspect",
 }
 FINDING_COLUMNS = ("code", "reason", "surface", "label", "split", "group", "score", "image_id", "uri", "mask_uri")
+
+
+#: Of `summary.json`: scripts read it.
+SUMMARY = {
+    "complete",
+    "sentence",
+    "warnings",
+    "exit_code",
+    "facts",
+    "counts",
+    "surfaces",
+    "unseen",
+    "errors",
+    "timing",
+    "drift",
+    "heat_maps",
+    "folders",
+    "timeline",
+    "sampled_one_in",
+    "version",
+}
+FACTS = {
+    "lake",
+    "out",
+    "bundle",
+    "bundle_name",
+    "started_at",
+    "finished_at",
+    "num_manifest",
+    "num_rows",
+    "missing",
+    "num_missing",
+    "num_duplicates",
+    "num_unexpected",
+    "num_shards",
+    "num_shards_resumed",
+    "images_per_second",
+    "actors",
+    "run",
+    "num_judged",
+    "stopped",
+    "stop_detail",
+    "exit_code",
+    "selection",
+    "unseen_budget",
+    "promise",
+    "defect_budget",
+}
+DRIFT = {
+    "measure",
+    "num_reference",
+    "num_images",
+    "smallest_seen",
+    "reference_median",
+    "median",
+    "psi",
+    "psi_noise",
+    "ks",
+    "p_value",
+    "moved",
+}
+DIFF_REASONS = {
+    "only-in-a",
+    "only-in-b",
+    "file-changed",
+    "not-judged",
+    "threshold-moved",
+    "score-moved",
+    "score-and-threshold-moved",
+    "other-surface",
+}
+
+
+def test_summary_of_an_audit() -> None:
+    table = draw_verdicts(10)
+    rows = pl.from_arrow(table).lazy()
+    found = summarise(rows, draw_facts(table), draw_references()).to_json()
+    assert found.keys() == SUMMARY
+    assert list(found)[:4] == ["complete", "sentence", "warnings", "exit_code"]
+    assert found["version"] == 2
+    assert found["facts"].keys() == FACTS
+    assert found["drift"][0].keys() == {"surface", "measures"}
+    assert found["drift"][0]["measures"][0].keys() == DRIFT
+
+
+def test_reasons_of_a_difference_are_in_the_manual() -> None:
+    assert set(REASONS) == DIFF_REASONS
+    manual = (Path(__file__).parents[2] / "docs" / "usage.md").read_text(encoding="utf-8")
+    assert [reason for reason in sorted(DIFF_REASONS) if f"`{reason}`" not in manual] == []
 
 
 def test_findings_of_a_validation() -> None:

@@ -63,7 +63,7 @@ def test_defects_alone_are_no_drift() -> None:
 
 
 def test_too_few_is_no_answer() -> None:
-    few = measure_drift(_rows(60), draw_references(20))
+    few = measure_drift(_rows(60), draw_references(18))
     for surface in few:
         for one in surface.measures:
             assert (one.moved, one.psi, one.ks, one.p_value) == (None, None, None, None)
@@ -72,6 +72,17 @@ def test_too_few_is_no_answer() -> None:
     nothing = measure_drift(_rows(60), {"gravel": draw_references()["leather"], "leather": {}})
     for surface in nothing:
         assert all((one.moved, one.smallest_seen) == (None, None) for one in surface.measures)
+
+
+def test_a_change_that_leaves_nothing_in_common_is_seen_with_few_images() -> None:
+    references = draw_references(14)
+    found = {
+        one.surface: one
+        for one in measure_drift(_rows(brightness=_on("carpet", "brightness", pl.lit(0.3))), references)
+    }
+    assert [(one.measure, one.moved) for one in found["carpet"].moved] == [("brightness", True)]
+    assert {one.moved for one in found["carpet"].measures} == {True, None}
+    assert {one.moved for one in found["leather"].measures} == {None}
 
 
 def test_the_number_of_images_that_is_asked_for_sees_the_shift_it_is_said_to_see() -> None:
@@ -119,6 +130,8 @@ def test_no_warning_without_a_change_that_matters() -> None:
     """A million images see any difference; a warning takes one of a size to act on."""
     rng = np.random.default_rng(3)
     (one,) = compare([("brightness", rng.normal(size=500), rng.normal(0.25, 1, size=200_000))])
+    assert one.p_value is not None
+    assert one.psi is not None
     assert one.p_value < FALSE_ALARMS
     assert one.psi < 0.25
     assert one.moved is False
