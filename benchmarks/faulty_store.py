@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import random
 import socket
 import struct
@@ -51,7 +52,9 @@ class FaultyStore:
             return [json.dumps({"requests": self.requests, "faults": self.faults, "seconds": self.seconds}).encode()]
         fault = self._draw(environ["REQUEST_METHOD"])
         if fault in ("500", "503"):
-            return self._refuse(environ, start_response, fault)
+            # What the client still sends is read, or the next request here would begin in the middle of it.
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            return _refused(start_response, fault)
         if fault == "slow":
             time.sleep(SLOW_S)
         answer: list[Any] = []
@@ -60,7 +63,7 @@ class FaultyStore:
         with self._lock:
             self.seconds += time.perf_counter() - started
         if fault in ("500-after", "503-after"):
-            return self._refuse(environ, start_response, fault[:3])
+            return _refused(start_response, fault[:3])
         status, headers = answer
         start_response(status, headers)
         if fault in ("reset", "short"):
@@ -76,13 +79,12 @@ class FaultyStore:
             self.faults[fault] += 1
             return fault
 
-    def _refuse(self, environ: dict[str, Any], start_response: StartResponse, status: str) -> list[bytes]:
-        # What the client still sends is read, or the next request on this connection would begin in the middle of it.
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        reason, code = _REASONS[status]
-        body = f"<Error><Code>{code}</Code><Message>made up for a test</Message></Error>".encode()
-        start_response(f"{status} {reason}", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
-        return [body]
+
+def _refused(start_response: StartResponse, status: str) -> list[bytes]:
+    reason, code = _REASONS[status]
+    body = f"<Error><Code>{code}</Code><Message>made up for a test</Message></Error>".encode()
+    start_response(f"{status} {reason}", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def _broken(body: bytes, connection: socket.socket, *, reset: bool) -> Iterator[bytes]:
@@ -90,9 +92,10 @@ def _broken(body: bytes, connection: socket.socket, *, reset: bool) -> Iterator[
     yield body[: len(body) // 2]
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # `close` would wait for the files that the handler made of the socket.
+        os.close(connection.detach())
     else:
-        connection.shutdown(socket.SHUT_WR)
-    connection.close()
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def serve(share: float, seed: int) -> None:

@@ -109,7 +109,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _attempts() -> Any:
-    return stamina.retry_context(on=_is_transient, attempts=3, timeout=60, wait_initial=0.2, wait_max=5, wait_jitter=1)
+    return stamina.retry_context(on=_is_transient, attempts=6, timeout=60, wait_initial=0.2, wait_max=5, wait_jitter=1)
 
 
 def retried(call: Callable[[], T]) -> T:
