@@ -64,6 +64,8 @@ def load_image(
 ) -> Loaded:
     """Read and decode one image. A bad one is a `Loaded` with its error, never an exception.
 
+    That holds for what a decoder does wrong, too: one image must not end an audit of millions.
+
     `content` is what an earlier reading of `uri` gave, its bytes or the error; without it the image is read here.
     """
     started = time.perf_counter()
@@ -77,6 +79,8 @@ def load_image(
         appearance = image.appearance()
     except (ImageError, LakeError) as caught:
         error = caught
+    except Exception as caught:  # noqa: BLE001
+        error = ImageError("unreadable", f"the decoder failed with {type(caught).__name__}: {caught}; please report it")
     return Loaded(image_id, uri, image, appearance, error, _ms_since(started), bit_depth, modified_at)
 
 

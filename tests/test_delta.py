@@ -7,6 +7,7 @@ import deltalake
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,14 +43,29 @@ def session(address: str | None = None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     local = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE_BYTES} if target == "local" else {}
-    try:
-        ray.init(address=target, log_to_driver=False, logging_level="warning", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise AuditError("no-resources", f"no Ray cluster at {target!r}: {error}") from error
+    with _ended_like_by_hand():
+        try:
+            ray.init(address=target, log_to_driver=False, logging_level="warning", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise AuditError("no-resources", f"no Ray cluster at {target!r}: {error}") from error
+        try:
+            with _ended_like_by_hand():  # again, for Ray puts a handler of its own in place, which aborts
+                yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _ended_like_by_hand() -> Iterator[None]:
+    """SIGTERM, as `ray job stop` and service managers send it, ends the process in good order, like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ COMMANDS = {
         "--delta",
     },
     "audit diff": {"first", "second", "--out"},
+    "list": {"--lake", "--inventory", "--out", "--include", "--exclude", "--partition", "--workers"},
     "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
     "enrol": {"--bundle", "--surface", "--out", "--images", "--manifest", "--attributes", "--seed", "--device"},
     "retire": {"--bundle", "--surface", "--out"},
