@@ -201,3 +201,13 @@ def test_rows_survive_the_table(trained: Trained, tmp_path: Path) -> None:
     assert back["defect_score"] == verdict.defect_score
     assert back["unseen_score"] == verdict.unseen_score
     assert back["inspected_at"] == verdict.inspected_at
+
+
+def test_a_fault_of_a_decoder_is_an_error_of_the_image(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise TypeError("no such directory")
+
+    monkeypatch.setattr(images, "decode", broken)
+    verdict = Inspector(trained.bundle).judge("id", trained.manifest["uri"][0].as_py())
+    assert (verdict.verdict, verdict.error_code) == ("error", "unreadable")
+    assert "TypeError: no such directory" in str(verdict.error_detail)
