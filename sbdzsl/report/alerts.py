@@ -33,11 +33,15 @@ def alerts(rows: pl.LazyFrame) -> pl.DataFrame:
         pl.element().sort_by(pl.element().struct.field("score"), descending=True, nulls_last=True)
     )
     kind = pl.col("verdict").replace_strict(ALERT_VERDICTS, range(len(ALERT_VERDICTS)), return_dtype=pl.Int8)
+    order: dict[str, Any] = {"by": ["kind", "margin", "image_id"], "descending": [False, True, False]}
+    found = rows.filter(pl.col("verdict").is_in(ALERT_VERDICTS)).with_columns(margin=_MARGIN, kind=kind)
+    # Chosen by key alone, so that only the rows of the list are ever held in full.
+    first = found.select(*order["by"]).sort(**order, nulls_last=True).head(MAX_ALERTS).select("image_id").unique()
     table = (
-        rows.filter(pl.col("verdict").is_in(ALERT_VERDICTS))
-        .with_columns(margin=_MARGIN, region=region.list.first(), kind=kind)
-        .sort(["kind", "margin", "image_id"], descending=[False, True, False], nulls_last=True)
+        found.join(first.collect(engine="streaming").lazy(), on="image_id", how="semi")
+        .sort(**order, nulls_last=True)
         .head(MAX_ALERTS)
+        .with_columns(region=region.list.first())
         .select(
             "verdict",
             "uri",

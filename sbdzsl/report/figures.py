@@ -123,7 +123,7 @@ def sample_rows(rows: pl.LazyFrame, columns: tuple[str, ...]) -> Sampled:
 def copy_rows(rows: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
     """What a report needs of verdict rows as one local file: a store is asked once, not once a figure."""
     target = folder / "rows.parquet"
-    rows.drop("class_embedding").sink_parquet(target, compression="lz4")
+    rows.drop("class_embedding").sink_parquet(target, compression="lz4", row_group_size=32_768)
     return pl.scan_parquet(target)
 
 
