@@ -45,7 +45,6 @@ class Found:
     """What kills did to audits, added up."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    missed: int = 0  # kills whose victim was not there, or that came after the end
     audits: int = 0
     restarts: int = 0
     failures: int = 0  # commands that ended badly without being killed
@@ -118,23 +117,18 @@ class Killing:
         self._cluster, self._cpus, self._command, self._longest_s = cluster, cpus, command, longest_s
         self.found = Found()
 
-    def audit(self, out: Path, kills: Sequence[tuple[str, float]]) -> None:
-        """One audit with kills: each a kind and the share of an undisturbed audit's time to wait before it."""
+    def audit(self, out: Path, kills: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+        """One audit with kills: each a kind and the share of an undisturbed audit's time to wait before it.
+
+        Returns the kills that were not dealt, since the audit had ended before.
+        """
         self.found.audits += 1
         waiting = list(kills)
         with PartWatch(out) as parts:
             process = self._start(out)
             while True:
-                if waiting:
-                    kind, share = waiting.pop(0)
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(share * self._longest_s)
-                    is_hit = process.poll() is None and self._kill(kind, process)
-                    self.found.kills[kind] += is_hit
-                    self.found.missed += not is_hit
-                    if kind != "driver" or not is_hit:
-                        if process.poll() is None:
-                            continue
+                while waiting and self._dealt(*waiting[0], process):
+                    self.found.kills[waiting.pop(0)[0]] += 1
                 code = process.wait(timeout=900)
                 if code == 0:
                     break
@@ -143,6 +137,17 @@ class Killing:
                 assert self.found.restarts < 500, f"{out} never ends"
                 process = self._start(out)
         self.found.parts_rewritten += len(parts.rewritten)
+        return waiting
+
+    def _dealt(self, kind: str, share: float, process: subprocess.Popen[bytes]) -> bool:
+        """Wait, then kill as soon as there is something of this kind; False if the command has ended before."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(share * self._longest_s)
+        while process.poll() is None:
+            if self._kill(kind, process):
+                return True
+            time.sleep(0.2)
+        return False
 
     def _start(self, out: Path) -> subprocess.Popen[bytes]:
         log = out.with_suffix(".log").open("ab")
@@ -182,16 +187,14 @@ class Killing:
         found.leftovers += len(list(out.glob("parts/.*")))
 
 
-def plan_of_kills(num_kills: int, seed: int, kinds: Sequence[str] = KINDS) -> list[list[tuple[str, float]]]:
-    """Kills of each audit, a few an audit; a kill waits up to two thirds of what an undisturbed audit takes."""
+def plan_of_kills(num_kills: int, seed: int) -> list[tuple[str, float]]:
+    """Kinds, each with its wait: up to two thirds of what an undisturbed audit takes."""
     rng = random.Random(seed)
-    weights = [WEIGHTS[KINDS.index(kind)] for kind in kinds]
-    kills = [(rng.choices(kinds, weights)[0], rng.uniform(0.05, 0.65)) for _ in range(num_kills)]
-    return [kills[start : start + KILLS_PER_AUDIT] for start in range(0, num_kills, KILLS_PER_AUDIT)]
+    return [(rng.choices(KINDS, WEIGHTS)[0], rng.uniform(0.05, 0.65)) for _ in range(num_kills)]
 
 
 def kill(
-    plan: Sequence[Sequence[tuple[str, float]]],
+    plan: Sequence[tuple[str, float]],
     folder: Path,
     bundle: Path | str,
     manifest: Path | str,
@@ -213,9 +216,10 @@ def kill(
         subprocess.run(command(folder / "truth"), env=lab.environment(), check=True, stdout=subprocess.DEVNULL)
         killing = Killing(cluster, cpus, command, time.monotonic() - began)
         truth = lab.rows_of(folder / "truth", SAME)
-        for number, kills in enumerate(plan):
-            out = folder / f"killed-{number:02d}"
-            killing.audit(out, kills)
+        waiting = list(plan)
+        while waiting:
+            out = folder / f"killed-{killing.found.audits:02d}"
+            waiting = killing.audit(out, waiting[:KILLS_PER_AUDIT]) + waiting[KILLS_PER_AUDIT:]
             killing.check(out, wanted, truth)
             report(killing.found.figures())
     return killing.found
@@ -273,13 +277,13 @@ def _download(prefix: str, folder: Path, store: faulty_store.Server) -> None:
     folder.mkdir(parents=True)
     for page in client.get_paginator("list_objects_v2").paginate(Bucket="lake", Prefix=prefix):
         for item in page.get("Contents", []):
-            for attempt in range(10):
+            for _ in range(10):
                 with contextlib.suppress(Exception):
                     body = client.get_object(Bucket="lake", Key=item["Key"])["Body"].read()
                     (folder / item["Key"].rsplit("/", 1)[1]).write_bytes(body)
                     break
             else:
-                raise AssertionError(f"{item['Key']} cannot be read, {attempt + 1} times")
+                raise AssertionError(f"{item['Key']} cannot be read")
 
 
 def main() -> None:

@@ -61,6 +61,7 @@ class LakeError(SbdzslError):
         "unreachable": 503,
         "unsupported-store": 400,
         "already-exists": 409,
+        "disk-full": 507,
     }
 
 

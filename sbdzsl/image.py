@@ -205,7 +205,7 @@ def _truncated(data: bytes, kind: str) -> ImageError:
 
 
 def _check_header(header: PIL.Image.Image, settings: ImageSettings) -> None:
-    (width, height), frames = header.size, getattr(header, "n_frames", 1)
+    width, height = header.size
     size = f"{width} x {height} pixels"
     if max(width, height) > settings.max_side_px:
         raise ImageError("too-large", f"{size}; the limit max_side_px is {settings.max_side_px}")
@@ -215,8 +215,19 @@ def _check_header(header: PIL.Image.Image, settings: ImageSettings) -> None:
         raise ImageError("too-small", f"{size}; the limit min_side_px is {settings.min_side_px}")
     if header.mode not in _MODES:
         raise _unsupported(f"{_format(header)} samples of kind {header.mode}")
+    frames = _num_frames(header)
     if frames != 1:
         raise _unsupported(f"{frames} frames or pages in one {_format(header)} file")
+
+
+def _num_frames(header: PIL.Image.Image) -> int:
+    """Frames or pages of the file; Pillow goes through all of them."""
+    try:
+        return int(getattr(header, "n_frames", 1))
+    except Exception as error:  # noqa: BLE001  as in `_read_header`: the first page is sound, one after it is not
+        raise ImageError(
+            "unreadable", f"{_format(header)} file: a page after the first is damaged: {error}; copy it again"
+        ) from None
 
 
 def _format(header: PIL.Image.Image) -> str:

@@ -31,6 +31,7 @@ _S3 = frozenset({"s3", "s3a"})
 # Stores where fsspec's mode="create" is one conditional request; for others it is a check and then a write.
 _EXCLUSIVE = frozenset({"gs", "gcs", "az", "abfs", "abfss"})
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 _LOST = (botocore.exceptions.HTTPClientError, fsspec.exceptions.FSTimeoutError, ConnectionError, TimeoutError)
 _memory_lock = threading.Lock()
 
@@ -139,6 +140,12 @@ def store_errors(url: str) -> Iterator[None]:
         raise LakeError(code, f"{place}: the store answered {status}: {reason}") from error
     except SbdzslError:
         raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise LakeError(
+                "disk-full", f"{place}: {error.strerror}; make room (or raise the quota), then run the same again"
+            ) from error
+        raise LakeError("unreachable", f"{place}: {type(error).__name__}: {error}") from error
     except Exception as error:  # each fsspec store has kinds of its own
         said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some colour what they say
         raise LakeError("unreachable", f"{place}: {type(error).__name__}: {said}") from error

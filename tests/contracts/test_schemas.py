@@ -71,7 +71,15 @@ CODES = {
         "too-small",
         "depth-mismatch",
     },
-    "LakeError": {"not-found", "forbidden", "no-images", "unreachable", "unsupported-store", "already-exists"},
+    "LakeError": {
+        "not-found",
+        "forbidden",
+        "no-images",
+        "unreachable",
+        "unsupported-store",
+        "already-exists",
+        "disk-full",
+    },
     "DataError": {"bad-layout", "bad-manifest", "bad-mask", "bad-attributes", "too-few-images", "bad-images"},
     "ConfigError": {"bad-config", "missing-extra"},
     "BundleError": {

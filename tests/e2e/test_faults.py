@@ -1,0 +1,87 @@
+"""What an audit meets in the field, as short runs of `benchmarks/audit_faults.py`: kills, a bad store, a full disk."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import audit_faults
+import audit_lab
+import polars as pl
+import pytest
+
+from sbdzsl import lake
+from tests.conftest import Trained
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_kills_lose_and_double_nothing(trained: Trained, tmp_path: Path) -> None:
+    rows = trained.manifest.to_pylist()
+    many = [row | {"image_id": f"{row['image_id']}-{copy}"} for copy in range(4) for row in rows]
+    manifest = str(tmp_path / "many.parquet")
+    lake.write_manifest(type(trained.manifest).from_pylist(many, schema=trained.manifest.schema), manifest)
+    plan = [("actor", 0.55), ("driver", 0.1), ("actor", 0.5)]
+    settings: dict[str, object] = {"shard_size": 20, "gallery_size": 0}
+    found = audit_faults.kill(plan, tmp_path, trained.bundle_url, manifest, settings, 1, 2, lambda _: None)
+    assert found.rows == len(many)
+    assert (found.lost, found.doubled, found.different, found.parts_rewritten) == (0, 0, 0, 0)
+    assert found.kills == {"actor": 2, "driver": 1}
+    assert found.restarts >= 1
+
+
+def test_a_store_that_spoils_its_answers_changes_no_row(trained: Trained, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for row in trained.manifest.to_pylist()[:60]:
+        shutil.copy(row["uri"], images / f"{row['image_id'][:12]}.png")
+    settings: dict[str, object] = {"shard_size": 15, "gallery_size": 2}
+    found = audit_faults.spoil(tmp_path / "audits", trained.bundle_url, images, settings, 0.08, 4)
+    assert (found["rows"], found["error_rows"], found["different"]) == (60, 0, 0)
+    assert sum(found["faults"].values()) > 5
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 400 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a small file system, so there is no full disk to be had")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_full_disk_is_named_and_the_audit_goes_on_once_there_is_room(
+    trained: Trained, small_disk: Path, tmp_path: Path
+) -> None:
+    out = small_disk / "out"
+    config = audit_lab.settings_file(tmp_path, shard_size=16, gallery_size=0)
+    words = audit_lab.audit_command(
+        trained.bundle_url, out, "--manifest", trained.manifest_uri, "--config", str(config)
+    )
+
+    def audit() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, env=audit_lab.environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 65_536))
+    failed = audit()
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "error: disk-full" in failed.stderr
+    assert "make room" in failed.stderr
+    for part in out.glob("parts/*"):
+        assert pl.read_parquet(part).height == 16, "a broken part was left"
+    filler.unlink()
+    assert (done := audit()).returncode == 0, done.stdout + done.stderr
+    assert sorted(audit_lab.rows_of(out)["image_id"]) == sorted(trained.manifest["image_id"].to_pylist())
