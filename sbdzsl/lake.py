@@ -31,6 +31,7 @@ from sbdzsl.store import (
     probe_write_once,
     remove,
     shown,
+    storage_options,
     write_bytes,
     write_once,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "read_together",
     "remove",
     "shown",
+    "storage_options",
     "together",
     "write_bytes",
     "write_manifest",

@@ -50,10 +50,10 @@ def test_a_store_that_spoils_its_answers_changes_no_row(trained: Trained, tmp_pa
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 400 kB."""
+    """A real file system of a megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this user cannot mount a small file system, so there is no full disk to be had")
     yield folder
@@ -75,7 +75,7 @@ def test_a_full_disk_is_named_and_the_audit_goes_on_once_there_is_room(
         )
 
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 65_536))
+    filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 200_000))
     failed = audit()
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "error: disk-full" in failed.stderr
