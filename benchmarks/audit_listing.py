@@ -72,7 +72,7 @@ def serve_s3(folder: Path) -> tuple[subprocess.Popen[bytes], dict[str, str]]:
 
 def measure(source: str, out: str) -> dict[str, Any]:
     """One listing in this process."""
-    from sbdzsl import listing
+    from sbdzsl.lake import listing
 
     before = _peak_mb()
     started = time.perf_counter()

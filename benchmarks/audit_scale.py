@@ -89,7 +89,7 @@ def listing_rate(folder: Path, work: Path) -> float:
     """Files a second of listing a folder of single files."""
     began = time.perf_counter()
     try:
-        from sbdzsl import listing
+        from sbdzsl.lake import listing
     except ImportError:
         count = lake.list_images(str(folder)).num_rows
     else:

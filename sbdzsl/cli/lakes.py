@@ -31,8 +31,8 @@ def list_images(
     workers: Annotated[int, typer.Option(min=1, help="Threads that list at once.")] = 16,
 ) -> None:
     """List the images of a lake into a folder of manifest pages, in parallel; run again it resumes."""
-    from sbdzsl import listing
-    from sbdzsl.inventory import MANIFEST_NAME
+    from sbdzsl.lake import listing
+    from sbdzsl.lake.inventory import MANIFEST_NAME
 
     if (lake_url is None) == (inventory is None):
         raise ConfigError("bad-config", "give either --lake or --inventory")

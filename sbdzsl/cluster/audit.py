@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
 
-from sbdzsl import lake, listing
+from sbdzsl import lake
 from sbdzsl.cluster import ledger
 from sbdzsl.cluster.judge import InspectorLoader, ShardJudge
 from sbdzsl.cluster.ledger import Reconciliation
@@ -35,8 +35,9 @@ from sbdzsl.cluster.reading import num_readers
 from sbdzsl.cluster.request import Audit, AuditRequest, prepare
 from sbdzsl.cluster.selection import Selection
 from sbdzsl.cluster.session import Crew, crew, session
-from sbdzsl.delta import append_run
 from sbdzsl.errors import AuditError, SbdzslError
+from sbdzsl.lake import listing
+from sbdzsl.lake.delta import append_run
 from sbdzsl.report.gallery import make_viewer
 from sbdzsl.report.html import write_report
 from sbdzsl.report.summary import AuditFacts, Summary

@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import torch
 
-from sbdzsl import lake, listing
+from sbdzsl import lake
 from sbdzsl.cluster.ledger import ImageRef
 from sbdzsl.cluster.plan import choose_shard_size
 from sbdzsl.cluster.reading import num_readers, read_ahead
@@ -25,6 +25,7 @@ from sbdzsl.cluster.selection import Selection
 from sbdzsl.config import AuditSettings, PriceSettings
 from sbdzsl.errors import ConfigError
 from sbdzsl.inspector import Inspector
+from sbdzsl.lake import listing
 
 #: Images that are judged to measure the time; the first ones warm up and do not count.
 NUM_TIMED, NUM_WARM_UP = 32, 4

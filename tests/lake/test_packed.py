@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbdzsl import lake, packed
+from sbdzsl import lake
 from sbdzsl.errors import ImageError, LakeError
-from sbdzsl.folders import StoredFile, list_files
+from sbdzsl.lake import packed
+from sbdzsl.lake.folders import StoredFile, list_files
 from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401  fixtures
 
 

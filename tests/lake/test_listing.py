@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from sbdzsl import lake, listing, partitions, pick
+from sbdzsl import lake
 from sbdzsl.errors import ConfigError, DataError, LakeError
+from sbdzsl.lake import listing, manifest, partitions, pick
+from tests.lake.test_folders import PATHS, tree
+from tests.lake.test_packed import tar
 from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401  fixtures
-from tests.test_folders import PATHS, tree
-from tests.test_packed import tar
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -213,7 +214,8 @@ class TestResume:
 
             return call
 
-        monkeypatch.setattr(lake, "write_bytes", counted(write_bytes))
+        for module in (lake, manifest):
+            monkeypatch.setattr(module, "write_bytes", counted(write_bytes))
         monkeypatch.setattr(lake, "write_once", counted(write_once))
         kills, done = 0, set()
         while True:

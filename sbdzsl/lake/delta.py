@@ -11,7 +11,7 @@ import pyarrow.dataset
 
 from sbdzsl import lake
 from sbdzsl.errors import ConfigError, LakeError
-from sbdzsl.store import shown, storage_options, store_errors
+from sbdzsl.lake.store import shown, storage_options, store_errors
 
 #: Rows in memory at a time, about; a row with class embedding and places takes about a kilobyte.
 _BATCH_ROWS = 16_384

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from sbdzsl.store import absolute_url, boto3_client, filesystem, join, local_path, retried, store_errors
+from sbdzsl.lake.store import absolute_url, boto3_client, filesystem, join, local_path, retried, store_errors
 
 #: Names a thread asks size and time of in one go, and how many threads do: on a network file system each waits.
 _STAT_NAMES, _STAT_THREADS = 256, 8

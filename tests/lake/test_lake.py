@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from sbdzsl import lake, store
+from sbdzsl import lake
 from sbdzsl.errors import DataError, ImageError, LakeError, SbdzslError
+from sbdzsl.lake import store
 from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401  fixtures
 
 ODD_NAMES = ["a b.png", "ä#1?.png", "100%20.png", "x::y.png", "[1]*.PNG", "it's.jpeg"]
@@ -261,7 +262,7 @@ class TestLocal:
         monkeypatch.setattr(store.os, "fsync", full)
         for name in ("old", "new") if write is lake.write_bytes else ("new",):
             code, message = error_of(lambda name=name: write(str(tmp_path / name), b"123"))
-            assert code == "unreachable"
+            assert code == "disk-full"
             assert "No space left" in message
         assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old", b"old")]
 
@@ -567,7 +568,7 @@ class TestManifest:
 
 class TestPages:
     def test_a_file_comes_in_pages(self, place, monkeypatch):
-        monkeypatch.setattr(lake, "PAGE_ROWS", 4)
+        monkeypatch.setattr("sbdzsl.lake.manifest.PAGE_ROWS", 4)
         uri = lake.join(place, "m.parquet")
         lake.write_manifest(manifest(10, label=["defect"] * 10), uri, row_group_size=6)
         pages = list(lake.manifest_pages(uri))

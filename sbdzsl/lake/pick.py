@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from fsspec.utils import glob_translate
 
-from sbdzsl import packed
 from sbdzsl.errors import ConfigError
-from sbdzsl.folders import StoredFile
+from sbdzsl.lake import packed
+from sbdzsl.lake.folders import StoredFile
 
 #: Suffixes of image files, compared without regard to case.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})

@@ -12,8 +12,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from sbdzsl import delta, store
 from sbdzsl.errors import ConfigError, LakeError
+from sbdzsl.lake import delta, store
 from sbdzsl.verdict import SCHEMA_VERSION, VERDICT_SCHEMA, Region, Verdict, to_parquet
 from tests.stores import s3, s3_apart, s3_endpoint  # noqa: F401  fixtures
 
@@ -118,7 +118,7 @@ class TestAppendRun:
 PEAK = """
 import resource, sys
 import pyarrow.dataset
-from sbdzsl import delta
+from sbdzsl.lake import delta
 folder, count = sys.argv[1], int(sys.argv[2])
 delta._FILE_BYTES = 10_000_000
 delta.append_run(pyarrow.dataset.dataset([f"{folder}/p"] * count), f"{folder}/table-{count}", "a", 1)

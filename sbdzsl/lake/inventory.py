@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from sbdzsl import packed, store
 from sbdzsl.errors import DataError
-from sbdzsl.folders import StoredFile
+from sbdzsl.lake import packed, store
+from sbdzsl.lake.folders import StoredFile
 
 MANIFEST_NAME = "manifest.json"
 _BATCH_ROWS = 16_384

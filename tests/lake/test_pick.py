@@ -1,8 +1,8 @@
 import pytest
 
 from sbdzsl.errors import ConfigError
-from sbdzsl.folders import StoredFile
-from sbdzsl.pick import NOT_UTF8, Globs, Picker
+from sbdzsl.lake.folders import StoredFile
+from sbdzsl.lake.pick import NOT_UTF8, Globs, Picker
 
 
 @pytest.mark.parametrize(

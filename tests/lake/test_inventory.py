@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sbdzsl import lake, listing
+from sbdzsl import lake
 from sbdzsl.errors import DataError
+from sbdzsl.lake import listing
+from tests.lake.test_packed import tar
 from tests.stores import s3, s3_endpoint  # noqa: F401  fixtures
-from tests.test_packed import tar
 
 COLUMNS = ["Bucket", "Key", "VersionId", "IsLatest", "IsDeleteMarker", "Size", "LastModifiedDate", "ETag"]
 PARQUET = ["bucket", "key", "version_id", "is_latest", "is_delete_marker", "size", "last_modified_date", "e_tag"]

@@ -1,8 +1,7 @@
-"""The images of a lake and the manifest: the table that says which images there are and what is known of them.
+"""The manifest: the table that says which images there are and what is known of them.
 
-`list_images` makes a manifest of a small folder or prefix (`listing` those of any size); users add surface, label and
-so on. A manifest is Parquet of `MANIFEST_SCHEMA`, one file or a folder of them. What reads and writes single files
-stands in `store`, `folders` and `packed` and is offered from here, too.
+`list_images` makes one of a small folder or prefix (`listing` of those of any size); users add surface, label and so
+on. A manifest is Parquet of `MANIFEST_SCHEMA`, one file or a folder of them.
 """
 
 from __future__ import annotations
@@ -19,51 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sbdzsl.errors import DataError, LakeError
-from sbdzsl.folders import StoredFile, list_files
-from sbdzsl.packed import open_ranges, read_bytes, read_together, together
-from sbdzsl.pick import IMAGE_SUFFIXES, NOT_UTF8, Picker
-from sbdzsl.store import (
+from sbdzsl.lake.folders import StoredFile, list_files
+from sbdzsl.lake.packed import open_ranges, read_bytes
+from sbdzsl.lake.pick import IMAGE_SUFFIXES, NOT_UTF8, Picker
+from sbdzsl.lake.store import (
     HOLDS_SECRET,
     absolute_url,
     exists,
-    filesystem,
     join,
-    probe_write_once,
-    remove,
     shown,
-    storage_options,
     write_bytes,
-    write_once,
 )
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MANIFEST_SCHEMA",
-    "MANIFEST_VALUES",
-    "StoredFile",
-    "absolute_url",
-    "exists",
-    "filesystem",
-    "image_id",
-    "image_table",
-    "join",
-    "list_files",
-    "list_images",
-    "manifest_digest",
-    "manifest_pages",
-    "probe_write_once",
-    "read_bytes",
-    "read_manifest",
-    "read_manifests",
-    "read_together",
-    "remove",
-    "shown",
-    "storage_options",
-    "together",
-    "write_bytes",
-    "write_manifest",
-    "write_once",
-]
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sbdzsl import packed
 from sbdzsl.errors import DataError
-from sbdzsl.folders import Folder, Scan, scan
-from sbdzsl.inventory import MANIFEST_NAME, read_inventory
-from sbdzsl.pick import Globs, Picker
-from sbdzsl.store import shown
+from sbdzsl.lake import packed
+from sbdzsl.lake.folders import Folder, Scan, scan
+from sbdzsl.lake.inventory import MANIFEST_NAME, read_inventory
+from sbdzsl.lake.pick import Globs, Picker
+from sbdzsl.lake.store import shown
 
 #: Folders are opened level by level until there are so many for each worker.
 FOLDERS_PER_WORKER = 2

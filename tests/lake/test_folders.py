@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from sbdzsl import folders, store
-from sbdzsl.folders import Claims, Folder, StoredFile, scan
+from sbdzsl.lake import folders, store
+from sbdzsl.lake.folders import Claims, Folder, StoredFile, scan
 from tests.stores import Doorkeeper, doorkeeper, s3, s3_endpoint  # noqa: F401  fixtures
 
 #: Names that trip what splits paths, quotes or matches; no "/" and no NUL, and neither "." nor "..".

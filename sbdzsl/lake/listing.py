@@ -27,11 +27,12 @@ import pyarrow.compute as pc
 
 from sbdzsl import lake
 from sbdzsl.errors import ConfigError, LakeError
-from sbdzsl.folders import Claims, Scan, StoredFile, scan
-from sbdzsl.inventory import Inventory, inventory_files, read_inventory
-from sbdzsl.partitions import Partition, find_partitions
-from sbdzsl.pick import Globs, LeftOut, Picker
-from sbdzsl.store import shown, store_errors
+from sbdzsl.lake import manifest
+from sbdzsl.lake.folders import Claims, Scan, StoredFile, scan
+from sbdzsl.lake.inventory import Inventory, inventory_files, read_inventory
+from sbdzsl.lake.partitions import Partition, find_partitions
+from sbdzsl.lake.pick import Globs, LeftOut, Picker
+from sbdzsl.lake.store import shown, store_errors
 
 PartitionBy = Literal["prefix", "date"]
 Report = Callable[[str], None]
@@ -111,7 +112,7 @@ def list_lake(
     pinned = _pinned(folder) or _pin(folder, asked, globs, workers)
     _require_same(folder, pinned, asked)
     run = _Run(folder, pinned, globs)
-    if not lake.exists(lake.join(folder, lake.LISTED)):
+    if not lake.exists(lake.join(folder, manifest.LISTED)):
         run.list_missing(workers, report)
         _finish(folder, run)
     total = run.total()
@@ -122,7 +123,7 @@ def list_lake(
 
 
 def _pinned(folder: str) -> _Pinned | None:
-    uri = lake.join(folder, lake.LISTING)
+    uri = lake.join(folder, manifest.LISTING)
     if not lake.exists(uri):
         return None
     try:
@@ -140,7 +141,7 @@ def _pin(folder: str, asked: _Pinned, globs: Globs, workers: int) -> _Pinned:
     with store_errors(asked.source):
         partitions = find_partitions(asked.source, globs, workers)
     values = asdict(asked) | {"partitions": [asdict(each) for each in partitions]}
-    lake.write_once(lake.join(folder, lake.LISTING), json.dumps(values, indent=1).encode())
+    lake.write_once(lake.join(folder, manifest.LISTING), json.dumps(values, indent=1).encode())
     # Read back whoever won, so that two starts at once list the same partitions.
     pinned = _pinned(folder)
     assert pinned is not None
@@ -337,7 +338,7 @@ def _finish(folder: str, run: _Run) -> None:
         _forget(folder)
         why = total.left_out.describe() or "it is empty"
         raise LakeError("no-images", f"no image to list: {why}")
-    lake.write_once(lake.join(folder, lake.LISTED), json.dumps(asdict(total), indent=1).encode())
+    lake.write_once(lake.join(folder, manifest.LISTED), json.dumps(asdict(total), indent=1).encode())
     named = set(total.pages)
     for file in lake.list_files(folder):
         page = re.search(r"(date=[^/]+/)?\d{5}-[0-9a-f]{8}-\d{6}\.parquet$", file.uri)
@@ -347,6 +348,6 @@ def _finish(folder: str, run: _Run) -> None:
 
 def _forget(folder: str) -> None:
     """Take an empty listing back, so that other globs may be tried in the same folder."""
-    lake.remove(lake.join(folder, lake.LISTING))
+    lake.remove(lake.join(folder, manifest.LISTING))
     for number in _done_numbers(folder):
         lake.remove(_done_uri(folder, number))

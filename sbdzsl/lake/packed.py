@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import BinaryIO, cast
 
-from sbdzsl import store
 from sbdzsl.errors import ImageError, LakeError
-from sbdzsl.folders import StoredFile
-from sbdzsl.store import filesystem, local_path, read_range, retried, shown, store_errors
+from sbdzsl.lake import store
+from sbdzsl.lake.folders import StoredFile
+from sbdzsl.lake.store import filesystem, local_path, read_range, retried, shown, store_errors
 
 #: Neighbours are read by one request while it stays below this, and while no more than this lies between two of them:
 #: a request costs about as much time as a few megabytes.
