@@ -238,7 +238,7 @@ class TestLocal:
         monkeypatch.setattr(store.os, "fsync", full)
         for name in ("old", "new") if write is lake.write_bytes else ("new",):
             code, message = error_of(lambda name=name: write(str(tmp_path / name), b"123"))
-            assert code == "unreachable"
+            assert code == "disk-full"
             assert "No space left" in message
         assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old", b"old")]
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import audit_faults
+import audit_hostile
 import audit_lab
+import hostile_images
 import polars as pl
 import pytest
 
@@ -46,6 +48,16 @@ def test_a_store_that_spoils_its_answers_changes_no_row(trained: Trained, tmp_pa
     found = audit_faults.spoil(tmp_path / "audits", trained.bundle_url, images, settings, 0.08, 4)
     assert (found["rows"], found["error_rows"], found["different"]) == (60, 0, 0)
     assert sum(found["faults"].values()) > 5
+
+
+def test_mutated_images_and_bombs_are_one_row_each(trained: Trained, tmp_path: Path) -> None:
+    # Those that truly unpack to 100 megapixels are judged, which takes a minute: the benchmark has them.
+    bombs = [bomb for bomb in hostile_images.bombs() if "to-100-megapixels" not in bomb[0]]
+    files = [*hostile_images.mutated(100, 5), *bombs]
+    found = audit_hostile.judge(tmp_path, trained.bundle_url, files)
+    assert (found["exit_code"], found["rows"], found["lost"], found["doubled"]) == (0, len(files), 0, 0)
+    assert found["bombs"]["claims-4e18-pixels.png"] == "too-large"
+    assert found["peak_mb"]["actor"]["own"] < 1500
 
 
 @pytest.fixture
