@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -40,9 +42,30 @@ def session(address: str | None = None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise AuditError("no-resources", f"no Ray cluster at {target!r}: {error}") from error
     try:
-        yield
+        with _terminated_is_interrupted():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers and `ray job stop` end a driver, do what Ctrl-C does.
+
+    Under the handler that Ray installs, a driver that waits for Ray Data aborts with a stack trace of Ray's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may, and gets the signal
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def require_placeable(resources: Mapping[str, float], what: str) -> None:
