@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ import audit_lab as lab
 import hostile_images
 from record import record
 
-SIZE = 256
+SIZE, NUM_MUTATED = 256, 1000
 
 
-def judge(folder: Path, bundle: Path | str, num_mutated: int, seed: int, bombs: bool = True) -> dict[str, Any]:
-    """Draw the files into `folder`, audit them with one command, and count."""
+def judge(folder: Path, bundle: Path | str, files: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
+    """Write the files into `folder`, audit them with one command, and count."""
     images = folder / "images"
     images.mkdir(parents=True)
-    files = [*hostile_images.mutated(num_mutated, seed), *(hostile_images.bombs() if bombs else ())]
     for name, data in files:
         (images / name).write_bytes(data)
     settings = lab.settings_file(folder, gallery_size=4)
@@ -63,8 +63,9 @@ def main() -> None:
     folder = lab.KEPT / "hostile"
     shutil.rmtree(folder, ignore_errors=True)
     # Beside it the same without bombs: what the audit takes anyway.
-    plain = judge(folder / "plain", lab.quick_bundle(SIZE), 200, seed, bombs=False)
-    found = judge(folder / "all", lab.quick_bundle(SIZE), 1000, seed)
+    mutated = list(hostile_images.mutated(NUM_MUTATED, seed))
+    plain = judge(folder / "plain", lab.quick_bundle(SIZE), mutated[:200])
+    found = judge(folder / "all", lab.quick_bundle(SIZE), [*mutated, *hostile_images.bombs()])
     print(found)
     record("audit_hostile", {"seed": seed, **found, "peak_mb_without_bombs": plain["peak_mb"]})
 

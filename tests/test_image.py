@@ -1,3 +1,4 @@
+import contextlib
 import io
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import time
 import tracemalloc
 
 import cv2
+import hostile_images
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,6 +47,26 @@ def test_hostile_file(name, data, expected):
         image = decode(data)
         assert ("ok", image.height, image.width) == expected
         assert image.grey().shape == expected[1:]
+
+
+def test_a_mutated_file_is_an_image_or_an_image_error():
+    # One of these is a TIFF whose second page is damaged: counting its pages fails.
+    for _, data in hostile_images.mutated(400, 1, size=64):
+        with contextlib.suppress(ImageError):
+            decode(data).grey()
+
+
+def test_a_damaged_page_after_the_first_is_an_image_error():
+    good = hostile.saved(hostile.texture(), "TIFF")
+    start = int.from_bytes(good[4:8], "little")
+    entries = int.from_bytes(good[start : start + 2], "little")
+    link = start + 2 + 12 * entries
+    # The second directory holds one tag, which is not the width.
+    second = b"\1\0" + (257).to_bytes(2, "little") + b"\4\0\1\0\0\0\x30\0\0\0" + bytes(4)
+    two = good[:link] + len(good).to_bytes(4, "little") + good[link + 4 :] + second
+    code, message = code_of(two)
+    assert code == "unreadable"
+    assert "page after the first" in message
 
 
 def test_hostile_files_are_written_and_the_same_each_time(tmp_path):

@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import audit_faults
+import audit_hostile
 import audit_lab
+import hostile_images
 import polars as pl
 import pytest
 
@@ -23,15 +27,21 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def test_kills_lose_and_double_nothing(trained: Trained, tmp_path: Path) -> None:
+def copies(trained: Trained, folder: Path, count: int) -> str:
+    """A manifest that names each image that many times, under ids of their own."""
     rows = trained.manifest.to_pylist()
-    many = [row | {"image_id": f"{row['image_id']}-{copy}"} for copy in range(4) for row in rows]
-    manifest = str(tmp_path / "many.parquet")
-    lake.write_manifest(type(trained.manifest).from_pylist(many, schema=trained.manifest.schema), manifest)
+    many = [row | {"image_id": f"{row['image_id']}-{copy}"} for copy in range(count) for row in rows]
+    uri = str(folder / "many.parquet")
+    lake.write_manifest(type(trained.manifest).from_pylist(many, schema=trained.manifest.schema), uri)
+    return uri
+
+
+def test_kills_lose_and_double_nothing(trained: Trained, tmp_path: Path) -> None:
+    manifest = copies(trained, tmp_path, 4)
     plan = [("actor", 0.55), ("driver", 0.1), ("actor", 0.5)]
     settings: dict[str, object] = {"shard_size": 20, "gallery_size": 0}
     found = audit_faults.kill(plan, tmp_path, trained.bundle_url, manifest, settings, 1, 2, lambda _: None)
-    assert found.rows == len(many)
+    assert found.rows == 4 * len(trained.manifest)
     assert (found.lost, found.doubled, found.different, found.parts_rewritten) == (0, 0, 0, 0)
     assert found.kills == {"actor": 2, "driver": 1}
     assert found.restarts >= 1
@@ -46,6 +56,43 @@ def test_a_store_that_spoils_its_answers_changes_no_row(trained: Trained, tmp_pa
     found = audit_faults.spoil(tmp_path / "audits", trained.bundle_url, images, settings, 0.08, 4)
     assert (found["rows"], found["error_rows"], found["different"]) == (60, 0, 0)
     assert sum(found["faults"].values()) > 5
+
+
+def test_mutated_images_and_bombs_are_one_row_each(trained: Trained, tmp_path: Path) -> None:
+    # Those that truly unpack to 100 megapixels are judged, which takes a minute: the benchmark has them.
+    bombs = [bomb for bomb in hostile_images.bombs() if "to-100-megapixels" not in bomb[0]]
+    files = [*hostile_images.mutated(100, 5), *bombs]
+    found = audit_hostile.judge(tmp_path, trained.bundle_url, files)
+    assert (found["exit_code"], found["rows"], found["lost"], found["doubled"]) == (0, len(files), 0, 0)
+    assert found["bombs"]["claims-4e18-pixels.png"] == "too-large"
+    assert found["peak_mb"]["actor"]["own"] < 1500
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_it_within_seconds_and_leaves_nothing_running(
+    trained: Trained, tmp_path: Path, sent: signal.Signals
+) -> None:
+    manifest, out = copies(trained, tmp_path, 12), tmp_path / "out"
+    config = audit_lab.settings_file(tmp_path, shard_size=20, gallery_size=0)
+    words = audit_lab.audit_command(trained.bundle_url, out, "--manifest", manifest, "--config", str(config))
+    process = subprocess.Popen(
+        words, env=audit_lab.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("parts/*.parquet")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started = audit_lab.descendants(process.pid)
+    assert len(started) > 5
+    # A terminal sends Ctrl-C to all processes of the group; a scheduler ends the one that it started.
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
+    interrupted = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors.decode()
+    assert time.monotonic() - interrupted < 20, "Ray takes 2 s to go on a quiet machine"
+    time.sleep(2)
+    assert [audit_lab.name_of(pid) for pid in started if Path(f"/proc/{pid}/cmdline").exists()] == []
 
 
 @pytest.fixture
