@@ -174,7 +174,9 @@ def program(folder: str, out: str, actors: int, cpus: float) -> None:
             verdicts = []
             for path, pixels in zip(batch["path"], batch["image"], strict=True):
                 image = Image(pixels, 255.0, 8, "png", "")
-                verdicts.append(self.inspector.decide(Loaded(path, path, image, None, 0.0)))
+                verdicts.append(
+                    self.inspector.decide(Loaded(path, path, image, image.appearance(), None, 0.0, None, None))
+                )
             return {
                 "image_id": batch["path"],
                 "verdict": [one.verdict for one in verdicts],
