@@ -38,6 +38,12 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/sbad_read_out.py
 	for study in cells parts length time yardsticks; do $(BIN)/python benchmarks/sbad_paper.py $$study || exit 1; done
 	$(BIN)/python benchmarks/first_slice.py
+	$(BIN)/python benchmarks/audit_efficiency.py
+	$(BIN)/python benchmarks/audit_faults.py
+	$(BIN)/python benchmarks/audit_faults.py --store
+	$(BIN)/python benchmarks/audit_hostile.py
+	$(BIN)/python benchmarks/audit_s3.py
+	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/readme_table.py
 
 clean:
