@@ -303,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    if code == 130:  # which is what Typer itself makes of Ctrl-C
         stderr.print("interrupted")
-        return 130
     return int(code or 0)
