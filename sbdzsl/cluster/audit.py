@@ -160,7 +160,9 @@ def _judged(
     judged = dataset.map_batches(
         ShardJudge,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=found.num_actors),
+        compute=ray.data.ActorPoolStrategy(
+            size=found.num_actors, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        ),
         num_cpus=found.cpus,
         num_gpus=found.gpus,
         fn_constructor_kwargs={

@@ -6,6 +6,7 @@ the whole audit, such as a full disk, is a value that the driver raises: none ev
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,8 +69,9 @@ class ShardJudge:
         stop_at: float | None = None,
         session: str = "",
     ) -> None:
-        torch.set_num_threads(threads)
         self._plan = plan
+        self._threads = threads
+        self._nets = threading.Lock()
         self._session = session
         self._readers = readers
         self._read_timeout_s = read_timeout_s
@@ -105,10 +107,10 @@ class ShardJudge:
         self._note_attempt(shard)
         images = ledger.shard_images(self._plan, shard)
         settings = inspector.bundle.settings.image
-        found = {
-            number: inspector.decide(loaded)
-            for number, loaded in read_ahead(images, settings, self._readers, self._read_timeout_s)
-        }
+        ahead = read_ahead(images, settings, self._readers, self._read_timeout_s)
+        with self._nets:  # of two shards at once one is judged, while the other is read, or written
+            torch.set_num_threads(self._threads)  # which holds for this thread alone
+            found = {number: inspector.decide(loaded) for number, loaded in ahead}
         verdicts = [found[number] for number in range(len(images))]
         ledger.write_part(self._plan, shard, verdicts)
         return verdicts

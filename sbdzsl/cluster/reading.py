@@ -38,18 +38,24 @@ def read_ahead(
 ) -> Iterator[tuple[int, Loaded]]:
     """Each image once, with its number in `images`, as soon as it is loaded. The memory of one is free with the next.
 
-    Where nothing has come for `timeout_s` seconds, the images that were begun are errors "unreachable", and the others
-    are read by fresh threads.
+    Reading begins at once, before the first is asked for. Where nothing has come for `timeout_s` seconds, the images
+    that were begun are errors "unreachable", and the others are read by fresh threads.
     """
-    left = list(range(len(images)))
-    while left:
-        ahead = _Ahead(images, left, settings, readers)
+    return _in_turn(images, settings, readers, timeout_s, _Ahead(images, range(len(images)), settings, readers))
+
+
+def _in_turn(
+    images: Sequence[ImageRef], settings: ImageSettings, readers: int, timeout_s: float, ahead: _Ahead
+) -> Iterator[tuple[int, Loaded]]:
+    while True:
         yield from ahead.ready(timeout_s)
         for number in ahead.stuck:
             ref = images[number]
             error = LakeError("unreachable", f"{ref.uri} was not read within {timeout_s:g} s")
             yield number, load_image(ref.image_id, ref.uri, settings, ref.bit_depth, ref.modified_at, content=error)
-        left = ahead.not_begun
+        if not ahead.not_begun:
+            return
+        ahead = _Ahead(images, ahead.not_begun, settings, readers)
 
 
 class _Room:
