@@ -5,7 +5,8 @@
     python benchmarks/audit_scale.py --plot                   draw docs/images/audit_scale.png from the record
 
 Images of 64 x 64 pixels, drawn once and packed into TAR files of 5,000, which many names lead to: so a million of them
-take little disk, and each has a URI of its own all the same. `--loose` makes them single files instead.
+take little disk, and each has a URI of its own all the same. They are listed first, as `sbdzsl list` does. `--loose`
+makes them single files instead.
 """
 
 from __future__ import annotations
@@ -17,17 +18,16 @@ import shutil
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import audit_lab as lab
 import matplotlib.pyplot as plt
 import polars as pl
-import pyarrow as pa
 from record import RESULTS
 
 from sbdzsl import lake
+from sbdzsl.lake import listing
 
 SIZE, PER_ARCHIVE = 64, 5000
 STUDY = "audit_scale"
@@ -42,78 +42,49 @@ def drawn_files() -> list[Path]:
     return [Path(file) for file in files]
 
 
-def archive() -> tuple[Path, list[tuple[int, int, str]]]:
-    """One TAR of all drawn images, and offset, size and name of each member."""
-    file = lab.KEPT / f"scale-{PER_ARCHIVE}.tar"
+def archive(num_images: int) -> Path:
+    """A TAR of drawn images; made once."""
+    file = lab.KEPT / f"scale-{num_images}.tar"
     if not file.exists():
         partial = file.with_suffix(".partial")
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for index, image in enumerate(drawn_files()):
+            for index, image in enumerate(drawn_files()[:num_images]):
                 tar.add(image, f"{index // 1000:02d}/{index:05d}.png")
         partial.rename(file)
-    with tarfile.open(file) as tar:
-        return file, [(member.offset_data, member.size, member.name) for member in tar if member.isfile()]
+    return file
 
 
-def packed(num_images: int, folder: Path) -> Iterator[tuple[str, int]]:
-    """URI and bytes of images in TAR files below `folder`."""
-    file, members = archive()
-    for number in range(-(-num_images // PER_ARCHIVE)):
-        named = folder / f"{number:05d}.tar"
-        os.link(file, named)
-        for offset, size, name in members[: num_images - number * PER_ARCHIVE]:
-            yield f"{named}#{offset}+{size}/{name}", size
+def packed(num_images: int, folder: Path) -> None:
+    """So many images in TAR files below `folder`: names that lead to one file, the last one cut to what is missing."""
+    for number in range(num_images // PER_ARCHIVE):
+        os.link(archive(PER_ARCHIVE), folder / f"{number:05d}.tar")
+    if num_images % PER_ARCHIVE:
+        os.link(archive(num_images % PER_ARCHIVE), folder / "rest.tar")
 
 
-def loose(num_images: int, folder: Path) -> Iterator[tuple[str, int]]:
-    """URI and bytes of images that are single files below `folder`, a thousand a folder."""
+def loose(num_images: int, folder: Path) -> None:
+    """So many images as single files below `folder`, a thousand a folder."""
     files = drawn_files()
     for number in range(num_images):
         named = folder / f"{number // 1000:04d}" / f"{number:07d}.png"
         if number % 1000 == 0:
             named.parent.mkdir()
         os.link(files[number % len(files)], named)
-        yield str(named), 0
 
 
-def write_manifest(rows: Iterator[tuple[str, int]], file: Path) -> None:
-    """The manifest of these images."""
-    uris, sizes = zip(*rows, strict=True)
-    ids = [lake.image_id(uri, "") for uri in uris]
-    columns = {"image_id": ids, "uri": uris, "size_bytes": sizes}
-    schema = pa.schema([lake.MANIFEST_SCHEMA.field(name) for name in columns])
-    lake.write_manifest(pa.table(columns, schema=schema), str(file), row_group_size=65_536)
-
-
-def listing_rate(folder: Path, work: Path) -> float:
-    """Files a second of listing a folder of single files."""
-    began = time.perf_counter()
-    try:
-        from sbdzsl.lake import listing
-    except ImportError:
-        count = lake.list_images(str(folder)).num_rows
-    else:
-        count = listing.list_lake(str(folder), str(work / "listing"), report=lambda _: None).num_images
-    return round(count / (time.perf_counter() - began))
-
-
-def measure(num_images: int, is_loose: bool) -> dict[str, Any]:
+def measure(num_images: int, is_loose: bool, runtime: str) -> dict[str, Any]:
     """One audit of so many images: seconds by step, milliseconds a row, peak memory by process."""
     folder = lab.KEPT / "scale"
     shutil.rmtree(folder, ignore_errors=True)
     images = folder / "images"
     images.mkdir(parents=True)
-    row: dict[str, Any] = {"images": num_images, "form": "files" if is_loose else "TAR"}
+    row: dict[str, Any] = {"images": num_images, "form": "files" if is_loose else "TAR", "runtime": runtime}
+    (loose if is_loose else packed)(num_images, images)
     began = time.perf_counter()
-    write_manifest((loose if is_loose else packed)(num_images, images), folder / "manifest.parquet")
-    row["preparing_s"] = round(time.perf_counter() - began, 1)
-    if is_loose:
-        row["listed_per_second"] = listing_rate(images, folder)
-    settings = lab.settings_file(folder)
-    words = lab.audit_command(
-        lab.quick_bundle(SIZE, crop_px=SIZE), folder / "out", "--manifest", str(folder / "manifest.parquet"),
-        "--config", str(settings),
-    )  # fmt: skip
+    listed = listing.list_lake(str(images), str(folder / "listing"), report=lambda _: None)
+    row["listed_per_second"] = round(listed.num_images / (time.perf_counter() - began))
+    bundle = lab.quick_bundle(SIZE, crop_px=SIZE)
+    words = lab.audit_command(bundle, folder / "out", "--manifest", listed.folder, "--runtime", runtime)
     started = time.time()
     with (folder / "audit.log").open("wb") as log:
         process = subprocess.Popen(words, env=lab.environment(), stdout=log, stderr=log)
@@ -165,10 +136,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", type=int, nargs="*")
     parser.add_argument("--loose", action="store_true")
+    parser.add_argument("--runtime", default="openvino", help="what runs the nets")
     parser.add_argument("--plot", action="store_true")
     given = parser.parse_args()
     for size in given.sizes:
-        found = measure(size, given.loose)
+        found = measure(size, given.loose, given.runtime)
         print(found, flush=True)
         lab.extend_record(STUDY, f"{size} {found['form']}", found)
     if given.plot:
