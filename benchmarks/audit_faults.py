@@ -53,7 +53,7 @@ class Found:
     doubled: int = 0
     different: int = 0
     shards: int = 0
-    shards_repeated: int | None = None
+    shards_repeated: int = 0
     parts_rewritten: int = 0
     leftovers: int = 0  # temporary files of writers that were killed; no reader takes them for parts
 
@@ -180,10 +180,8 @@ class Killing:
         if len(rows) == len(truth):
             found.different += sum(a != b for a, b in zip(rows.rows(), truth.rows(), strict=True))
         found.shards += len(list(out.glob("parts/*.parquet")))
-        started = Counter(file.name.split("-")[0] for file in out.glob("runs/*/started/*"))
-        if started:
-            repeated = sum(count > 1 for count in started.values())
-            found.shards_repeated = (found.shards_repeated or 0) + repeated
+        starts = [len(list(shard.iterdir())) for shard in out.glob("runs/*/started/*")]
+        found.shards_repeated += sum(count > 1 for count in starts)
         found.leftovers += len(list(out.glob("parts/.*")))
 
 

@@ -42,8 +42,10 @@ def judge(folder: Path, bundle: Path | str, files: Sequence[tuple[str, bytes]]) 
         for row in rows.to_dicts()
         if Path(row["uri"]).name[0].isalpha()
     }
+    starts = [len(list(shard.iterdir())) for shard in (folder / "out").glob("runs/*/started/*")]
     return {
         "files": len(files),
+        "processes_that_died": sum(starts) - len(starts),
         "rows": len(rows),
         "lost": len(wanted - set(found)),
         "doubled": sum(count - 1 for count in found.values()),

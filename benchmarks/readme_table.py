@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import audit_tables
 import sbad_tables
 import sbdd_tables
 
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 DETECTOR_README = HERE.parent / "sbdzsl" / "sbdd" / "README.md"
 ROUTER_README = HERE.parent / "sbdzsl" / "sbad" / "README.md"
+SCALE = HERE.parent / "docs" / "scale.md"
 START, END = "<!-- figures: start -->", "<!-- figures: end -->"
 
 Row = tuple[str, str, str]
@@ -279,7 +281,7 @@ STUDIES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "enrolment": enrolled,
     "sbad_paper": paper,
     "sbad_paper_yardsticks": drawn_pairs,
-}
+} | audit_tables.STUDIES
 
 
 #: Recorded in one call with a study that is gone; this is what runs it today.
@@ -299,7 +301,12 @@ def table() -> str:
     return "\n".join(lines)
 
 
-DOCUMENTS = ((README, table), (DETECTOR_README, sbdd_tables.sections), (ROUTER_README, sbad_tables.sections))
+DOCUMENTS = (
+    (README, table),
+    (SCALE, audit_tables.scale_section),
+    (DETECTOR_README, sbdd_tables.sections),
+    (ROUTER_README, sbad_tables.sections),
+)
 
 
 def main() -> int:
