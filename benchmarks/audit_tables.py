@@ -77,12 +77,12 @@ def faults(figures: dict[str, Any]) -> list[Row]:
 
 def hostile(figures: dict[str, Any]) -> list[Row]:
     """Mutated images and bombs."""
+    peak, without = (figures[name]["actor"]["own"] for name in ("peak_mb", "peak_mb_without_bombs"))
     return [
         (
             f"{figures['files']:,} mutated images and bombs: rows; processes that died; peak memory of an actor",
             f"{figures['files']:,}; 0; bounded",
-            f"{figures['rows']:,}; {figures['processes_that_died']}; {figures['peak_mb']['actor']['own']:.0f} MB, without "
-            f"bombs {figures['peak_mb_without_bombs']['actor']['own']:.0f}",
+            f"{figures['rows']:,}; {figures['processes_that_died']}; {peak:.0f} MB, without bombs {without:.0f}",
         )
     ]
 
@@ -135,16 +135,16 @@ def scale_section() -> str:
         return "Not measured yet."
     runs = sorted(found["figures"].values(), key=lambda run: run["images"])
     lines = [
-        f"`{sbdd_tables.command_of(found)}`, {found['date']}, on {found['machine']['cpus']} shared cores: images of 64x64 "
-        f"pixels in TAR files, judged by {runs[-1]['runtime']}. Times move with the machine's other work.",
+        f"`{sbdd_tables.command_of(found)}`, {found['date']}, on {found['machine']['cpus']} shared cores: images of "
+        f"64x64 pixels in TAR files, judged by {runs[-1]['runtime']}. Times move with the machine's other work.",
         "",
-        "| images | listed a second | start to first shard | time a row | after the last shard | driver, peak | actor, peak |",
+        "| images | listed a second | start to first shard | a row | after the last shard | driver, peak | actor, peak |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:
         driver, actor = (f"{run['peak_mb'][name]['own']:.0f} MB" for name in ("driver", "actor"))
         lines.append(
-            f"| {run['images']:,} | {run['listed_per_second']:,} | {run['until_first_shard_s']} s | {run['ms_a_row']:.2f} ms "
-            f"| {run['after_last_shard_s']} s | {driver} | {actor} |"
+            f"| {run['images']:,} | {run['listed_per_second']:,} | {run['until_first_shard_s']} s "
+            f"| {run['ms_a_row']:.2f} ms | {run['after_last_shard_s']} s | {driver} | {actor} |"
         )
     return "\n".join([*lines, "", "![Time a row and peak memory over the number of images](images/audit_scale.png)"])
