@@ -138,7 +138,7 @@ def scale_section() -> str:
         f"`{sbdd_tables.command_of(found)}`, {found['date']}, on {found['machine']['cpus']} shared cores: images of "
         f"64x64 pixels in TAR files, judged by {runs[-1]['runtime']}. Times move with the machine's other work.",
         "",
-        "| images | listed a second | start to first shard | a row | after the last shard | driver, peak | actor, peak |",
+        "| images | listed a second | start to first shard | a row | after the last | driver, peak | actor, peak |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in runs:

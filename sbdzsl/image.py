@@ -98,7 +98,14 @@ class Image:
 
         RGB becomes luma by ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B, on the values as stored.
         """
-        return _grey(self.pixels, self.white)
+        rows = max(1, _STRIP_PIXELS // self.width)
+        if self.pixels.ndim == 2 or self.height <= rows:
+            return _grey(self.pixels, self.white)
+        # In strips: three planes of floats would take twelve times the memory of the file's pixels in grey.
+        grey = np.empty(self.pixels.shape[:2], np.float32)
+        for top in range(0, self.height, rows):
+            grey[top : top + rows] = _grey(self.pixels[top : top + rows], self.white)
+        return grey
 
     def appearance(self) -> Appearance:
         """Brightness and sharpness, measured in strips of rows: a large image takes no second copy of itself."""

@@ -194,7 +194,13 @@ def test_names_on_the_page_are_escaped(trained: Trained, found: evaluation.Evalu
     )
     bundle = trained.bundle
     renamed = type(bundle)(
-        bundle.settings, bundle.backbone, bundle.router, {name: bundle.detectors[SEEN[0]]}, bundle.card, bundle.digest
+        bundle.settings,
+        bundle.backbone,
+        bundle.router,
+        {name: bundle.detectors[SEEN[0]]},
+        bundle.references,
+        bundle.card,
+        bundle.digest,
     )
     page = Path(evaluation_page.write_evaluation(hostile, renamed, str(tmp_path))).read_text()
     assert "&lt;b&gt;steel &amp; co" in page

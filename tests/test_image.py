@@ -420,3 +420,15 @@ def test_appearance_of_a_large_image_takes_little_memory():
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()
+
+
+def test_grey_of_a_large_colour_image_is_made_in_strips_with_the_same_bits() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3000, 700, 3), np.uint8)
+    whole = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2GRAY) / np.float32(255)
+    made = image_module.Image(pixels, 255.0, 8, "png", "")
+    tracemalloc.start()
+    grey = made.grey()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(grey, whole)
+    assert peak < 2 * grey.nbytes
