@@ -42,6 +42,8 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/audit_faults.py
 	$(BIN)/python benchmarks/audit_faults.py --store
 	$(BIN)/python benchmarks/audit_hostile.py
+	$(BIN)/python benchmarks/audit_listing.py
+	$(BIN)/python benchmarks/report_scale.py
 	$(BIN)/python benchmarks/audit_s3.py
 	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/readme_table.py
