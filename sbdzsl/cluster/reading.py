@@ -96,7 +96,9 @@ class _Ahead:
     No thread waits for room for a file while it holds pixels that nobody can take, so they never wait for each other.
     """
 
-    def __init__(self, images: Sequence[ImageRef], numbers: Sequence[int], settings: ImageSettings, readers: int):
+    def __init__(
+        self, images: Sequence[ImageRef], numbers: Sequence[int], settings: ImageSettings, readers: int
+    ) -> None:
         self._images, self._settings = images, settings
         self._waiting = set(numbers)
         self._begun: set[int] = set()
@@ -139,14 +141,18 @@ class _Ahead:
     def _work(self) -> None:
         try:
             with contextlib.suppress(_RoomClosedError):
-                while self._groups:
-                    group = self._groups.popleft()
-                    self._begun.update(group)
+                while (group := self._next_group()) is not None:
                     self._load(group)
-        except IndexError:
-            pass  # another thread was quicker
         except BaseException as error:  # noqa: BLE001  for the thread that judges
             self._ready.put(error)
+
+    def _next_group(self) -> list[int] | None:
+        try:
+            group = self._groups.popleft()
+        except IndexError:
+            return None
+        self._begun.update(group)
+        return group
 
     def _load(self, group: Sequence[int]) -> None:
         refs = [self._images[number] for number in group]
