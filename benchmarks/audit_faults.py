@@ -160,7 +160,8 @@ class Killing:
             process.wait()
             return True
         if kind == "raylet":
-            lost = self._cluster.worker_nodes[len(self._cluster.worker_nodes) // 2]
+            raylets = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
+            lost = raylets[len(raylets) // 2]
             self._cluster.remove_node(lost, allow_graceful=False)
             self._cluster.add_node(num_cpus=self._cpus, object_store_memory=80 * 2**20)
             return True
