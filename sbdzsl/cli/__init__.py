@@ -30,6 +30,7 @@ from sbdzsl.cli.options import (
     RuntimeName,
     Seed,
     percent,
+    say,
     stderr,
     stdout,
 )
@@ -61,13 +62,13 @@ def ingest(
     found = datasets.ingest(adapter, source, surface=surface, fold=fold, folds=folds, seed=seed)
     lake.write_manifest(datasets.samples_to_table(found.samples), out)
     for note in found.notes:
-        stdout.print(note, markup=False)
+        say(note)
     table = Table("surface", "split", "groups", "good", "defective", "no label")
     for row in datasets.split_table(found.samples):
         counts = (row.groups, row.benign, row.defect, row.unlabelled)
         table.add_row(row.surface, row.split, *(f"{count:,}" for count in counts))
     stdout.print(table)
-    stdout.print(f"{len(found.samples):,} images -> {out}", markup=False)
+    say(f"{len(found.samples):,} images -> {out}")
 
 
 @app.command()
@@ -98,7 +99,7 @@ def train(
         seed=seed,
         unseen=unseen or (),
         device=device,
-        report=lambda line: stdout.print(line, markup=False),
+        report=say,
     )
     table = Table("surface", "AP (validation)", "threshold", "false-alarm rate promised", "held out: good", "defective")
     for surface in trained.surfaces:
@@ -109,7 +110,7 @@ def train(
             surface, ap, f"{threshold.value:.3f}", promised, f"{threshold.num_good}", f"{threshold.num_defect}"
         )
     stdout.print(table)
-    stdout.print(f"bundle {trained.digest[:16]} -> {bundle}", markup=False)
+    say(f"bundle {trained.digest[:16]} -> {bundle}")
 
 
 @app.command()
@@ -150,10 +151,8 @@ def evaluate(
     if report:
         from sbdzsl.report import evaluation_page
 
-        stdout.print(f"pictures: {evaluation_page.write_evaluation(found, loaded, report)}", markup=False)
-    stdout.print(
-        f"{found.figures['num_images']:,} images, {found.figures['num_errors']} unreadable -> {out}", markup=False
-    )
+        say(f"pictures: {evaluation_page.write_evaluation(found, loaded, report)}")
+    say(f"{found.figures['num_images']:,} images, {found.figures['num_errors']} unreadable -> {out}")
 
 
 def _print_figures(figures: Mapping[str, Any]) -> None:
@@ -198,14 +197,14 @@ def reproduce(
         config.load(config.TrainSettings, config_file),
         range(seeds),
         device,
-        report=lambda line: stdout.print(line, markup=False),
+        report=say,
     )
     printed = Table(*found.headings)
     for row in found.rows:
         printed.add_row(*row)
     stdout.print(printed)
     for line in found.remarks:
-        stdout.print(line, markup=False)
+        say(line)
     if out:
         lake.write_bytes(out, json.dumps(found.figures, indent=2, allow_nan=False).encode())
 
@@ -235,7 +234,7 @@ def inspect(
         if as_json:
             typer.echo(json.dumps(verdict.to_json(), allow_nan=False))
         else:
-            stdout.print(f"{given}: {verdict.describe()}", markup=False)
+            say(f"{given}: {verdict.describe()}")
         if overlay and loaded.image is not None:
             target = lake.join(lake.absolute_url(overlay), f"{gallery.overlay_name(uri)}.png")
             lake.write_bytes(target, gallery.overlay_png(inspector, loaded, verdict))
@@ -272,9 +271,9 @@ def export(
         int8=int8,
         surfaces=surface or (),
         tolerance=tolerance,
-        report=lambda line: stdout.print(line, markup=False),
+        report=say,
     )
-    stdout.print(f"{len(card['detectors'])} detectors and the router's trunk -> {out}", markup=False)
+    say(f"{len(card['detectors'])} detectors and the router's trunk -> {out}")
 
 
 app.command("list")(list_images)

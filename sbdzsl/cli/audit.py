@@ -11,7 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from sbdzsl import __version__, config, lake
-from sbdzsl.cli.options import BundleUrl, Policy, PromiseName, RuntimeName, stdout
+from sbdzsl.cli.options import BundleUrl, Exclude, Include, Policy, PromiseName, RuntimeName, say, stdout
 
 if TYPE_CHECKING:
     from sbdzsl.cluster.audit import AuditResult
@@ -58,12 +58,8 @@ def run(
     only_new: Annotated[
         bool, typer.Option("--only-new", help="List again and judge what no run into --out has judged.")
     ] = False,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Glob below the lake that images have to match, may be given again.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Glob below the lake of images to leave out, may be given again.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     sample: Annotated[
         float | None, typer.Option(parser=_share, metavar="SHARE", help="Share of the images, always the same: 1%.")
     ] = None,
@@ -99,7 +95,10 @@ def run(
     ] = None,
     delta: Annotated[str | None, typer.Option(help="Delta table to append the verdicts to, one commit a run.")] = None,
 ) -> None:
-    """Judge every image of an archive exactly once, on Ray, and write a report. Unreadable images are rows."""
+    """Judge every image of an archive exactly once, on Ray, and write a report. Unreadable images are rows.
+
+    `sbdzsl audit diff A B` compares two audits.
+    """
     given = {
         "include": include,
         "exclude": exclude,
@@ -133,13 +132,9 @@ def run(
         delta_url=delta,
     )
     if dry_run:
-        _print_estimate(estimate_audit(request, _say))
+        _print_estimate(estimate_audit(request, say))
     else:
-        _print_result(run_audit(request, address, _say))
-
-
-def _say(line: str) -> None:
-    stdout.print(line, markup=False)
+        _print_result(run_audit(request, address, say))
 
 
 def _submit(words: list[str], address: str, settings: config.AuditSettings) -> int:
@@ -150,7 +145,7 @@ def _submit(words: list[str], address: str, settings: config.AuditSettings) -> i
     text = settings.model_dump_json(exclude_defaults=True)
     command = ["python", "-m", "sbdzsl.cli", *words, "--config", text]
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16]
-    return submit(command, address, f"sbdzsl-audit-{name}", {"sbdzsl": __version__, "verb": "audit"}, report=_say)
+    return submit(command, address, f"sbdzsl-audit-{name}", {"sbdzsl": __version__, "verb": "audit"}, report=say)
 
 
 def _without(words: list[str], option: str) -> list[str]:
@@ -169,13 +164,13 @@ def _print_result(result: AuditResult) -> None:
         table.add_row(row.surface, f"{row.good:,}", f"{row.defect:,}", f"{row.unseen_nearest:,}")
     stdout.print(table)
     for error in result.summary.errors:
-        _say(f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}")
+        say(f"could not be judged: {error.count:,} {error.code}, such as {error.examples[0].uri}")
     if not result.num_judged:
-        _say("nothing to do: this audit was finished before; its report was written again")
-    _say(result.summary.sentence)
+        say("nothing to do: this audit was finished before; its report was written again")
+    say(result.summary.sentence)
     proof = result.reconciliation
     stdout.print(f"{proof.num_manifest:,} images, {proof.num_rows:,} rows, none missing, none doubled")
-    _say(f"report: {result.report_uri}")
+    say(f"report: {result.report_uri}")
 
 
 def _print_estimate(found: Estimate) -> None:
@@ -197,6 +192,6 @@ def diff(
 
     rows_a, rows_b = (ledger.audit_rows(lake.absolute_url(url)) for url in (first, second))
     found = diffs.diff(rows_a, rows_b)
-    _say(found.to_text())
+    say(found.to_text())
     if out is not None:
         lake.write_bytes(out, found.changes_csv())

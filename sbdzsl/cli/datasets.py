@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from sbdzsl import config, lake
-from sbdzsl.cli.options import Manifests, Seed, stdout
+from sbdzsl.cli.options import Manifests, Seed, say, stdout
 
 datasets_app = typer.Typer(
     no_args_is_help=True, help="Check a manifest, list the layouts known, draw the synthetic lake, build DAGM_MIX."
@@ -24,7 +24,7 @@ def datasets_list() -> None:
 
     for name, adapter in datasets.ADAPTERS.items():
         first_line = (sys.modules[adapter.__module__].__doc__ or "").strip().splitlines()[0]
-        stdout.print(f"{name:14} {first_line}", markup=False)
+        say(f"{name:14} {first_line}")
 
 
 @datasets_app.command("synthetic")
@@ -38,9 +38,7 @@ def datasets_synthetic(
     from sbdzsl.datasets import synthetic
 
     synthetic.write_lake(out, images, seed, size=size)
-    stdout.print(
-        f"{images:,} images -> {out}; next: sbdzsl ingest --adapter dagm --source {out} --out M.parquet", markup=False
-    )
+    say(f"{images:,} images -> {out}; next: sbdzsl ingest --adapter dagm --source {out} --out M.parquet")
 
 
 @datasets_app.command("mix")
@@ -58,7 +56,7 @@ def datasets_mix(
     mixed = mix.augment_mix(mix.build_mix(samples, unseen, seed), out, seed)
     target = lake.join(out, "manifest.parquet")
     lake.write_manifest(datasets.samples_to_table(mixed), target)
-    stdout.print(f"{len(mixed):,} images -> {target}", markup=False)
+    say(f"{len(mixed):,} images -> {target}")
 
 
 @datasets_app.command("validate")
@@ -76,20 +74,17 @@ def datasets_validate(
     from sbdzsl.datasets import validation
     from sbdzsl.sbad.backbone import load_backbone
 
-    def show(line: str) -> None:
-        stdout.print(line, markup=False)
-
     form = validation.check_form(out) if out else None
     settings = config.load(config.TrainSettings, config_file).image
     samples = datasets.samples_from_table(lake.read_manifests(manifest))
-    found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=show)
+    found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=say)
     findings = [*found.rejections]
     if suspects:
         findings += screening.rank_suspects(
-            samples, suspects, load_backbone(stages=screening.STAGES), settings, seed, show
+            samples, suspects, load_backbone(stages=screening.STAGES), settings, seed, say
         )
     for finding in findings:
-        show(f"{finding.code}: {finding.describe()}")
+        say(f"{finding.code}: {finding.describe()}")
     table = Table("surface", "images", "good", "defect", "no label", "masks", "copies", "rejected")
     for row in found.surfaces:
         counts = (row.images, row.benign, row.defect, row.unlabelled, row.masked, row.alike, row.rejected)
@@ -97,6 +92,6 @@ def datasets_validate(
     stdout.print(table)
     if out and form:
         lake.write_bytes(out, validation.findings_as(findings, form))
-        show(f"{len(findings):,} findings -> {out}")
+        say(f"{len(findings):,} findings -> {out}")
     if found.rejections:
         raise typer.Exit(1)

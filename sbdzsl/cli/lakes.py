@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sbdzsl.cli.options import stdout
+from sbdzsl.cli.options import Exclude, Include, say
 from sbdzsl.errors import ConfigError
 
 
@@ -19,12 +19,8 @@ def list_images(
     inventory: Annotated[
         str | None, typer.Option(help="manifest.json of an S3 Inventory (CSV, Parquet), in place of --lake.")
     ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="List only what a glob matches, such as 'line7/**/*.png'; may be repeated.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave out what a glob matches, such as 'raw/**'; may be repeated.")
-    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
     partition: Annotated[
         Literal["prefix", "date"], typer.Option(help="Pages by prefix, or below date=YYYY-MM-DD/ by time of change.")
     ] = "prefix",
@@ -39,17 +35,14 @@ def list_images(
     if inventory is not None and inventory.rsplit("/", 1)[-1] != MANIFEST_NAME:
         raise ConfigError("bad-config", f"--inventory: found {inventory}, expected the {MANIFEST_NAME} of a report")
 
-    def show(line: str) -> None:
-        stdout.print(line, markup=False)
-
     started = time.perf_counter()
     source = lake_url or inventory or ""
-    found = listing.list_lake(source, out, include or (), exclude or (), partition, workers, show)
+    found = listing.list_lake(source, out, include or (), exclude or (), partition, workers, say)
     seconds = time.perf_counter() - started
     for reason, count in sorted(found.left_out.items()):
-        show(f"left out: {count:,} {reason}, such as {found.examples[reason]}")
+        say(f"left out: {count:,} {reason}, such as {found.examples[reason]}")
     if not found.num_new:
-        show("nothing to do: this lake was listed before")
+        say("nothing to do: this lake was listed before")
     requests = f", {found.num_requests:,} requests" if found.num_requests else ""
     speed = f", {found.num_new / seconds:,.0f} images/s" if found.num_new else ""
-    show(f"{found.num_images:,} images, {found.num_bytes:,} bytes{requests}{speed} -> {out}")
+    say(f"{found.num_images:,} images, {found.num_bytes:,} bytes{requests}{speed} -> {out}")

@@ -16,6 +16,12 @@ stderr = Console(highlight=False, soft_wrap=True, stderr=True)
 
 Adapter = Annotated[str, typer.Option(help="Layout of the source, such as folder; `sbdzsl datasets list` shows all.")]
 BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
+Include = Annotated[
+    list[str] | None, typer.Option(help="Only what a glob matches, such as 'line7/**/*.png'; may be given again.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Nothing that a glob matches, such as 'raw/**'; may be given again.")
+]
 Manifests = Annotated[list[str], typer.Option("--manifest", help="Manifest (Parquet), may be given again.")]
 Policy = Annotated[
     config.ThresholdRule | None,
@@ -39,6 +45,11 @@ MaxMemory = Annotated[
     float | None, typer.Option(min=192, help="MB that judging one image may take; the bundle's own if not given.")
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+
+def say(line: str) -> None:
+    """Print a line as it is: what comes from a lake may look like markup."""
+    stdout.print(line, markup=False)
 
 
 def percent(share: float | None) -> str:

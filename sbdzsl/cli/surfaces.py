@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from sbdzsl import lake
-from sbdzsl.cli.options import BundleUrl, Device, Seed, percent, stdout
+from sbdzsl.cli.options import BundleUrl, Device, Seed, percent, say, stdout
 from sbdzsl.errors import ConfigError
 
 Surface = Annotated[str, typer.Option("--surface", help="Name of the surface.")]
@@ -46,15 +46,14 @@ def enrol(
         attributes=attributes,
         seed=seed,
         device=device,
-        report=lambda line: stdout.print(line, markup=False),
+        report=say,
     )
     threshold = found.bundle.detectors[surface].threshold()
-    stdout.print(
+    say(
         f"threshold {threshold.value:.3f}, {threshold.policy}, from {threshold.num_good} held-out good images: "
-        f"false-alarm rate promised {percent(threshold.promised_rate)}",
-        markup=False,
+        f"false-alarm rate promised {percent(threshold.promised_rate)}"
     )
-    stdout.print(f"bundle {found.bundle.digest[:16]} -> {out}", markup=False)
+    say(f"bundle {found.bundle.digest[:16]} -> {out}")
 
 
 def retire(bundle: BundleUrl, surface: Surface, out: NewBundle) -> None:
@@ -63,7 +62,7 @@ def retire(bundle: BundleUrl, surface: Surface, out: NewBundle) -> None:
     from sbdzsl import enrolment
 
     found = enrolment.retire(bundles.load(bundle), surface, out)
-    stdout.print(f"bundle {found.digest[:16]} without {surface} -> {out}", markup=False)
+    say(f"bundle {found.digest[:16]} without {surface} -> {out}")
 
 
 def groups(
@@ -92,7 +91,7 @@ def groups(
         samples_from_table(table),
         max_images or grouping.MAX_IMAGES,
         device,
-        report=lambda line: stdout.print(line, markup=False),
+        report=say,
     )
     page = groups_page.write_groups(found, bundle, loaded.settings.image, out)
     printed = Table("group", "images", "most like it", "nearest known surfaces", "such as")
@@ -105,5 +104,5 @@ def groups(
         f"{found.num_known:,} of known surfaces, {found.num_unreadable:,} unreadable"
     )
     if found.groups:
-        stdout.print(groups_page.enrol_command(bundle, out, found.groups[0]), markup=False)
-    stdout.print(f"pictures: {page}", markup=False)
+        say(groups_page.enrol_command(bundle, out, found.groups[0]))
+    say(f"pictures: {page}")
