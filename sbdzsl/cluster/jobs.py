@@ -30,7 +30,6 @@ def submit(
     address: str,
     submission_id: str,
     metadata: Mapping[str, str] | None = None,
-    working_dir: str | None = None,
     cpus: float = 0.0,
     pending_s: float = 30.0,
     report: Report = print,
@@ -38,16 +37,14 @@ def submit(
     """Run the command `words` on the cluster at `address` (http://head:8265), follow its log, return its exit code.
 
     A job of this id that has not ended is followed, not started twice; after one that has ended the next free of
-    `<id>-2`, `<id>-3` ... is taken. `working_dir` is shipped to the nodes if given (code, never data); `cpus` are kept
-    for the command itself, beside its actors'. A `KeyboardInterrupt` leaves the job running and says how to go on.
+    `<id>-2`, `<id>-3` ... is taken. Nothing is shipped to the nodes. `cpus` are kept for the command itself,
+    beside its actors'. A `KeyboardInterrupt` leaves the job running and says how to go on.
     Raises `AuditError` "no-resources": the cluster does not answer, or the job had not begun after `pending_s` seconds
     and was stopped.
     """
     # It tells of each connection that was closed in good order.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     entry: dict[str, Any] = {"entrypoint": shlex.join(words), "metadata": dict(metadata or {})}
-    if working_dir is not None:
-        entry["runtime_env"] = {"working_dir": working_dir}
     if cpus:
         entry["entrypoint_num_cpus"] = cpus
     deadline = time.monotonic() + pending_s

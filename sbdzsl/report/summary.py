@@ -28,7 +28,7 @@ class AuditFacts:
     `num_duplicates` counts ids with more than one row, `num_unexpected` rows of no image of the manifest. `run` is the
     number of this run, the first is 1, and `num_judged` what it judged; `images_per_second` is None where that is
     nothing because an earlier run had. `stopped` is the error code of an audit that was stopped before its end, such as
-    "deadline", `stop_detail` what there is to say about it; `exit_code` is that of the command. `selection` names in
+    "out-of-time", `stop_detail` what there is to say about it; `exit_code` is that of the command. `selection` names in
     words what was left out of the lake or put in front, such as "sample 1%". The budgets are the false-alarm rates that
     the user asked for; `promise` says for which conditions the router's holds.
     """
