@@ -288,6 +288,13 @@ STUDIES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
 COMMANDS = {"routing": "python benchmarks/first_slice.py routing"}
 
 
+def command_of(study: str, row: dict[str, Any]) -> str:
+    """What makes a recorded study anew."""
+    if study == "audit_scale":
+        return audit_tables.scale_command(row["figures"])
+    return COMMANDS.get(study, sbdd_tables.command_of(row))
+
+
 def table() -> str:
     """The table in Markdown, one block a study that was recorded."""
     lines = ["| what | goal | measured | command |", "| --- | --- | --- | --- |"]
@@ -296,7 +303,7 @@ def table() -> str:
         if row is None:
             continue
         for number, (what, goal, measured) in enumerate(rows_of(row["figures"])):
-            command = f"`{COMMANDS.get(study, sbdd_tables.command_of(row))}`" if number == 0 else ""
+            command = f"`{command_of(study, row)}`" if number == 0 else ""
             lines.append(f"| {what} | {goal} | {measured} | {command} |")
     return "\n".join(lines)
 
