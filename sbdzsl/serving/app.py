@@ -181,9 +181,16 @@ class _Inspection:
 
 
 def build_app(
-    service: Service, settings: ServeSettings, recorder: Recorder | None = None, keys: KeyFile | None = None
+    service: Service,
+    settings: ServeSettings,
+    recorder: Recorder | None = None,
+    keys: KeyFile | None = None,
+    can_swap: bool = True,
 ) -> FastAPI:
-    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything."""
+    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything.
+
+    `can_swap`: one process answers all requests, so that one of them can change its bundle.
+    """
     meter = Meter()
     app = FastAPI(
         title="sbdzsl",
@@ -196,6 +203,8 @@ def build_app(
     door = Door(keys)
     app.include_router(_inspection_routes(_Inspection(service, settings, recorder, meter), settings, door))
     app.include_router(_bundle_routes(service, door))
+    if can_swap:
+        app.include_router(_swap_routes(service, door))
     app.include_router(_health_routes(service, recorder, meter))
     _handle_errors(app)
     return app
@@ -242,7 +251,13 @@ def _bundle_routes(service: Service, door: Door) -> APIRouter:
     async def surfaces(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, dict[str, Any]]:
         return {name: dict(values) for name, values in (await service.card()).surfaces.items()}
 
-    @router.post("/bundle", summary="Put another bundle in force", responses=problems(400, 404, 422))
+    return router
+
+
+def _swap_routes(service: Service, door: Door) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/bundle", summary="Put another bundle in force", responses=problems(400, 401, 403, 404, 422, 503))
     async def swap(body: NewBundle, who: Annotated[Key, Depends(door.with_scope("admin"))]) -> dict[str, Any]:
         card = await service.swap(body.bundle)
         log.info("bundle", extra={"fields": {"bundle": card.bundle, "url": card.bundle_url, "by": who.name}})
