@@ -134,7 +134,7 @@ class Inspection:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         keys = KeyFile(self._settings.keys) if self._settings.keys is not None else None
-        return build_app(self._service, self._settings, None, keys, can_swap=False)
+        return build_app(self._service, self._settings, None, keys)
 
     async def check_health(self) -> None:
         """Infer for real."""

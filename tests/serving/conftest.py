@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from sbdzsl.serving.app import build_app
+from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import LocalService
@@ -25,7 +26,7 @@ class Served:
     """A client of a running application, and what it was made of."""
 
     client: TestClient
-    service: LocalService
+    service: CandidateService
 
 
 @contextmanager
@@ -33,13 +34,12 @@ def served(
     bundle_url: str, settings: ServeSettings, keys: KeyFile | None = None, data: Path | None = None
 ) -> Iterator[Served]:
     """The application, on a loop of its own, as a server would run it."""
-    service = LocalService(bundle_url, settings)
-    asyncio.run(service.start())
+    service = CandidateService(asyncio.run(LocalService(bundle_url, settings).start()), settings)
     with ExitStack() as stack:
         recorder = Recorder(str(data)) if data else None
         if recorder is not None:
             stack.callback(recorder.close)
-        client = stack.enter_context(TestClient(build_app(service, settings, recorder, keys)))
+        client = stack.enter_context(TestClient(build_app(service, settings, recorder, keys, rollout=service)))
         yield Served(client, service)
     asyncio.run(service.close())
 
