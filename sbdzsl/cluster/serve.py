@@ -45,6 +45,9 @@ _MAX_ONGOING = 1000
 #: A detector that has not loaded the router's bundle yet is asked again after so many seconds.
 _ASK_AGAIN_S = 0.1
 
+#: Detectors that have not loaded a bundle after so many seconds are given up.
+_LOADING_S = 300
+
 
 class ServeArgs(Settings):
     """What is deployed: the arguments of the application in a config of Ray Serve."""
@@ -168,6 +171,17 @@ class RoutedService(LocalService):
         found = await self._find_defects(job, judged.verdict)
         return replace(judged, verdict=found.verdict, overlay=found.overlay, queue_ms=judged.queue_ms + found.queue_ms)
 
+    async def _prepare(self, crew: Crew) -> None:
+        """Wait for the detectors: no image is named by a bundle that they have not loaded."""
+        missing = list(self._detectors.values())
+        deadline = time.monotonic() + _LOADING_S
+        while missing:
+            if time.monotonic() > deadline:
+                raise ServiceError("not-ready", f"{len(missing)} detectors have not loaded bundle {crew.card.bundle}")
+            loaded = await asyncio.gather(*(one.has_loaded.remote(crew.card.bundle) for one in missing))
+            missing = [one for one, is_loaded in zip(missing, loaded, strict=True) if not is_loaded]
+            await asyncio.sleep(_ASK_AGAIN_S if missing else 0)
+
     async def _find_defects(self, job: Job, verdict: Verdict) -> Judged:
         assert verdict.surface is not None
         name = _deployment_name(None if verdict.surface in self._shared else verdict.surface)
@@ -223,6 +237,10 @@ class Detector:
         while len(self._crews) > 2:
             del self._crews[next(iter(self._crews))]
 
+    async def has_loaded(self, digest: str) -> bool:
+        """Whether images can be judged by this bundle here."""
+        return digest in self._crews
+
     async def judge(self, named: Named) -> Judged | SbdzslError | None:
         """Find the defects; None where the bundle that named the surface is not loaded (yet). Errors are values."""
         crew = self._crews.get(named.verdict.bundle)
@@ -269,6 +287,8 @@ def deployed(args: ServeArgs, host: str, port: int) -> Iterator[None]:
 
 def run(args: ServeArgs, host: str, port: int, report: Callable[[str], None]) -> None:
     """Serve on this machine until told to stop. Raises as `deployed`."""
+    # There is nobody to share the machine with, and what asks for more CPUs than there are would wait for ever.
+    args = args.model_copy(update={"cpus": 0.0, "detector_cpus": 0.0})
     with deployed(args, host, port):
         report(f"http://{host}:{port} judges by bundle {args.bundle}, {args.shape}, on Ray Serve; Ctrl-C ends it")
         threading.Event().wait()

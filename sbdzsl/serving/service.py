@@ -143,9 +143,10 @@ class LocalService:
 
     async def swap(self, bundle_url: str) -> ServiceCard:
         """See `Service.swap`. Raises as `start`, and then the bundle that was in force stays."""
-        self._crew = await asyncio.to_thread(self._load, bundle_url)
-        self._url = bundle_url
-        return self._crew.card
+        crew = await asyncio.to_thread(self._load, bundle_url)
+        await self._prepare(crew)
+        self._crew, self._url = crew, bundle_url
+        return crew.card
 
     async def close(self) -> None:
         """See `Service.close`."""
@@ -157,6 +158,9 @@ class LocalService:
         if self._crew is None:
             raise ServiceError("not-ready", "the bundle is being loaded; ask again in some seconds")
         return self._crew
+
+    async def _prepare(self, crew: Crew) -> None:
+        """What has to be done before a bundle comes in force."""
 
     def _load(self, url: str) -> Crew:
         return Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
