@@ -4,8 +4,8 @@
     routed   Inspection: HTTP, decoding and SBAD; one hop to Detector-<surface>: that surface's SBDD
 
 Between the stages go the bytes of the file, never pixels. Verdicts are those of a process without Ray. `build` is the
-application builder that a config of Ray Serve names (`import_path: sbdzsl.cluster.serve:build`). To deploy it again with
-another `bundle` replaces the replicas one after the other, new ones first, and no request is lost.
+application builder that a config of Ray Serve names (`import_path: sbdzsl.cluster.serve:build`). To deploy it again
+with another `bundle` replaces the replicas one after the other, new ones first, and no request is lost.
 """
 
 # No postponed annotations here: Ray Serve reads the type of the builder's argument.
