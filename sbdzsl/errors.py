@@ -129,3 +129,21 @@ class StoppedError(SbdzslError):
 
     CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}
     exit_code: ClassVar[int] = 3
+
+
+class ServiceError(SbdzslError):
+    """Online inspection cannot answer now, or will not answer this request."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "bad-request": 400,
+        "unauthorised": 401,
+        "missing-scope": 403,
+        "unknown-event": 404,
+        "deadline-exceeded": 408,
+        "idempotency-in-flight": 409,
+        "idempotency-mismatch": 422,
+        "overloaded": 429,
+        "bad-answer": 502,
+        "not-ready": 503,
+        "unreachable": 503,
+    }

@@ -34,6 +34,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.serving import watch
 from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
@@ -277,7 +278,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (enrol, retire, groups):
+for verb in (enrol, retire, groups, watch):
     app.command()(verb)
 
 

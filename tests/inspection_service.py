@@ -1,0 +1,145 @@
+"""A small HTTP service that keeps the contract of `/v1/inspect`, for tests of what is sent and what is made of answers.
+
+It judges nothing: its verdict depends on the first bytes alone. `python -m tests.inspection_service PORT` runs it by
+itself, so that it can be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import fastapi
+import uvicorn
+from fastapi import Request, Response
+
+from sbdzsl.answer import Answer
+from sbdzsl.verdict import Region
+
+BUNDLE = "ab" * 32
+GOOD, DEFECT, UNSEEN, BAD = b"good", b"defect", b"unseen", b"bad"
+PNG = b"\x89PNG\r\n\x1a\n and more"
+
+
+def canned(content: bytes) -> Answer:
+    """The verdict that the first bytes ask for."""
+    answer = Answer(image_id="i", uri="", verdict="good", bundle=BUNDLE, surface="steel", decode_ms=1.0, route_ms=2.0)
+    scored = replace(answer, defect_score=1.5, defect_threshold=2.0, detect_ms=3.0, unseen_score=0.5)
+    if content.startswith(DEFECT):
+        return replace(scored, verdict="defect", defect_score=3.5, regions=(Region(1, 2, 30, 4, 99, 3.5),))
+    if content.startswith(UNSEEN):
+        return replace(answer, verdict="unseen", unseen_score=9.0, unseen_threshold=1.0, unseen_p_value=0.01)
+    if content.startswith(BAD):
+        return replace(answer, verdict="error", surface=None, error_code="unreadable", error_detail="no image")
+    return scored
+
+
+def problem(status: int, code: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """A problem document of RFC 9457."""
+    document = {"type": f"urn:sbdzsl:error:{code}", "status": status, "code": code, "detail": f"it is {code}"} | more
+    return Response(json.dumps(document), status, headers, "application/problem+json")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request as it came."""
+
+    path: str
+    params: dict[str, str]
+    headers: dict[str, str]
+    size: int
+    connection: int
+    at: float
+
+
+@dataclass
+class Service:
+    """`script` is answered first, one response a request, whichever; then what the contract says."""
+
+    script: deque[Response] = field(default_factory=deque)
+    seen: list[Seen] = field(default_factory=list)
+    delay_s: float = 0.0
+    is_ready: bool = True
+    endpoint: str = ""
+    events: int = 0
+
+    @property
+    def keys(self) -> list[str]:
+        """The idempotency keys in the order they came."""
+        return [seen.headers["idempotency-key"] for seen in self.seen]
+
+    async def inspect(self, request: Request) -> Response:
+        content = await request.body()
+        await self._note(request, len(content))
+        if self.script:
+            return self.script.popleft()
+        await asyncio.sleep(self.delay_s)
+        if request.headers["accept"] == "image/png":
+            return Response(PNG, media_type="image/png") if content != BAD else problem(400, "unreadable")
+        given = request.query_params
+        self.events += 1
+        answer = replace(
+            canned(content),
+            uri=given.get("name", ""),
+            request_id=f"r{self.events}",
+            event_id=self.events,
+            camera=given.get("camera"),
+            trigger_id=given.get("trigger_id"),
+            part_id=given.get("part_id"),
+            sequence=int(given["sequence"]) if "sequence" in given else None,
+            captured_at=given.get("captured_at"),
+            surface_expected=given.get("surface"),
+        ).to_json()
+        if answer["verdict"] == "error":
+            return problem(400, "unreadable", verdict=answer, request_id=f"r{self.events}")
+        return Response(json.dumps(answer), media_type="application/json")
+
+    async def get(self, request: Request) -> Response:
+        await self._note(request, 0)
+        if self.script:
+            return self.script.popleft()
+        if request.url.path == "/readyz" and not self.is_ready:
+            return problem(503, "not-ready")
+        return Response(json.dumps({"path": request.url.path}), media_type="application/json")
+
+    async def _note(self, request: Request, size: int) -> None:
+        assert request.client is not None
+        row = Seen(request.url.path, dict(request.query_params), dict(request.headers), size, request.client.port, 0)
+        self.seen.append(replace(row, at=time.monotonic()))
+
+    def app(self) -> fastapi.FastAPI:
+        """The routes."""
+        app = fastapi.FastAPI()
+        app.add_api_route("/v1/inspect", self.inspect, methods=["POST"])
+        for path in ("/readyz", "/v1/surfaces", "/v1/bundle"):
+            app.add_api_route(path, self.get)
+        return app
+
+
+@contextlib.contextmanager
+def running(service: Service | None = None) -> Iterator[Service]:
+    """The service on a free port of this machine, in a thread."""
+    service = service or Service()
+    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error", ws="none", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    service.endpoint = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        yield service
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+if __name__ == "__main__":
+    uvicorn.run(Service(delay_s=0.02).app(), port=int(sys.argv[1]), log_level="error", ws="none")
