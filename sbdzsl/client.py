@@ -136,7 +136,7 @@ class InspectionClient:
         problem = _read_problem(reply)
         verdict = problem.get("verdict")
         if isinstance(verdict, dict):
-            return read_answer({"request_id": problem.get("request_id")} | verdict)
+            return read_answer(verdict)
         error = _error_of(reply, problem)
         if not isinstance(error, ImageError):
             raise error
@@ -148,12 +148,12 @@ class InspectionClient:
             bundle="",
             error_code=error.code,
             error_detail=error.message,
-            request_id=problem.get("request_id"),
+            request_id=str(problem.get("request_id") or ""),
             camera=camera,
             trigger_id=trigger_id,
             part_id=part_id,
             sequence=sequence,
-            captured_at=_iso(captured_at),
+            captured_at=captured_at,
             surface_expected=surface,
         )
 
@@ -178,11 +178,11 @@ class InspectionClient:
             raise ServiceError("bad-answer", f"{reply.url} answered {found}, expected a PNG image")
         return reply.content
 
-    def surfaces(self) -> Any:
-        """The surfaces that the service knows, as it describes them. Raises as `inspect` does."""
+    def surfaces(self) -> dict[str, Any]:
+        """The surfaces that the service knows, each with its threshold. Raises as `inspect` does."""
         return self._get("/v1/surfaces")
 
-    def bundle(self) -> Any:
+    def bundle(self) -> dict[str, Any]:
         """The bundle that the service judges with, as it describes it. Raises as `inspect` does."""
         return self._get("/v1/bundle")
 
@@ -199,7 +199,7 @@ class InspectionClient:
             raise _error_of(reply, _read_problem(reply))
         return True
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str) -> dict[str, Any]:
         reply = self._request("GET", path)
         if not reply.is_success:
             raise _error_of(reply, _read_problem(reply))
@@ -300,13 +300,12 @@ class _PassingProblem(Exception):  # noqa: N818
         self.retry_after_s = retry_after_s
 
 
-def _read_json(reply: _Reply) -> Any:
-    try:
-        return json.loads(reply.content)
-    except ValueError:
-        raise ServiceError(
-            "bad-answer", f"{reply.url} answered {reply.headers.get('content-type')}, expected JSON"
-        ) from None
+def _read_json(reply: _Reply) -> dict[str, Any]:
+    found = _read_problem(reply)
+    if not found:
+        kind = reply.headers.get("content-type")
+        raise ServiceError("bad-answer", f"{reply.url} answered {kind}, expected a JSON object; is this the service?")
+    return found
 
 
 def _read_problem(reply: _Reply) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class StoppedError(SbdzslError):
 
 
 class ServiceError(SbdzslError):
-    """Online inspection cannot answer now, or will not answer this request."""
+    """A request to the online service cannot be answered now, or not as it was asked."""
 
     CODES: ClassVar[dict[str, int]] = {
         "bad-request": 400,

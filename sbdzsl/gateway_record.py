@@ -115,7 +115,7 @@ def to_record(answer: Answer) -> bytes:
     boxes = [_pixels(value) for r in worst for value in (r.x, r.y, r.width, r.height)]
     body = _BODY.pack(
         VERSION,
-        answer.result_evaluation,
+        OPC_RESULT_EVALUATION[answer.verdict],
         _DECISIONS.index(answer.verdict),
         sum(flag << bit for bit, flag in enumerate(flags)),
         min(len(answer.regions), _MAX_UINT16),

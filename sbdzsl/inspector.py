@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -124,13 +125,27 @@ class Inspector:
             surface: entry.threshold(surface_policies.get(surface, policy))
             for surface, entry in bundle.detectors.items()
         }
+        # A service meets the same few rules again and again; to draw a threshold may take a bootstrap.
+        self._other_threshold = lru_cache(maxsize=256)(lambda surface, rule: bundle.detectors[surface].threshold(rule))
 
     def judge(self, image_id: str, uri: str, bit_depth: int | None = None) -> Verdict:
         """Read, decode and decide. A bad image is a verdict "error" with its code."""
         return self.decide(load_image(image_id, uri, self.bundle.settings.image, bit_depth))
 
-    def decide(self, loaded: Loaded) -> Verdict:
-        """Verdict of one loaded image."""
+    def decide(self, loaded: Loaded, rule: ThresholdRule | None = None) -> Verdict:
+        """Verdict of one loaded image, by the threshold of `rule` where one is given.
+
+        Raises `DataError` where the surface lacks the held-out images that the rule needs.
+        """
+        verdict, grey = self.name_surface(loaded)
+        return verdict if grey is None else self.find_defects(verdict, grey, rule)
+
+    def name_surface(self, loaded: Loaded) -> tuple[Verdict, NDArray[np.float32] | None]:
+        """The first half of `decide`: the verdict as far as SBAD comes, and the grey image for SBDD.
+
+        Without a grey image the verdict is final: unseen, or an error. With one it stays undecided, which is "error",
+        until `find_defects`, here or in another process that loaded the same bundle.
+        """
         verdict = Verdict(
             image_id=loaded.image_id,
             uri=loaded.uri,
@@ -142,24 +157,29 @@ class Inspector:
         )
         if loaded.image is None:
             assert loaded.error is not None
-            return replace(verdict, error_code=loaded.error.code, error_detail=loaded.error.message)
+            return replace(verdict, error_code=loaded.error.code, error_detail=loaded.error.message), None
         assert loaded.appearance is not None
+        started = time.perf_counter()
+        grey = loaded.image.grey()
+        route = self.route(grey)
         verdict = replace(
             verdict,
             image_width=loaded.image.width,
             image_height=loaded.image.height,
             brightness=loaded.appearance.brightness,
             sharpness=loaded.appearance.sharpness,
+            route_ms=_ms_since(started),
+            extrapolated=route.extrapolated,
+            **_fields(route),
         )
-        started = time.perf_counter()
-        grey = loaded.image.grey()
-        route = self.route(grey)
-        verdict = replace(verdict, route_ms=_ms_since(started), extrapolated=route.extrapolated, **_fields(route))
-        if route.is_unseen:
-            return replace(verdict, verdict="unseen")
+        return (replace(verdict, verdict="unseen"), None) if route.is_unseen else (verdict, grey)
+
+    def find_defects(self, verdict: Verdict, grey: NDArray[np.float32], rule: ThresholdRule | None = None) -> Verdict:
+        """The second half of `decide`, on an image whose surface is named. Raises as `decide`."""
+        assert verdict.surface is not None
         started = time.perf_counter()
         try:
-            detection, _ = self.detect(grey, route.surface)
+            detection, _ = self.detect(grey, verdict.surface, rule)
         except ImageError as error:  # above the memory ceiling; the route is known all the same
             return replace(verdict, error_code=error.code, error_detail=error.message)
         return replace(
@@ -169,25 +189,27 @@ class Inspector:
             **_fields(detection),
         )
 
-    def threshold(self, surface: str) -> Threshold:
-        """The threshold in force for a surface's detector."""
-        return self._thresholds[surface]
+    def threshold(self, surface: str, rule: ThresholdRule | None = None) -> Threshold:
+        """The threshold of a surface's detector: the one in force, or by another rule. Raises as `decide`."""
+        return self._thresholds[surface] if rule is None else self._other_threshold(surface, rule)
 
     def route(self, grey: NDArray[np.float32]) -> Route:
         """SBAD's answer on a grey image, `float32 [H, W]`, black 0, white 1."""
         return self.bundle.router.route(self._embedder.embed(grey))
 
-    def detect(self, grey: NDArray[np.float32], surface: str) -> tuple[Detection, DefectMap]:
+    def detect(
+        self, grey: NDArray[np.float32], surface: str, rule: ThresholdRule | None = None
+    ) -> tuple[Detection, DefectMap]:
         """SBDD's answer on a grey image, taken for an image of `surface`, and the map it rests on.
 
         Raises `ConfigError` for a surface that the bundle does not know, `ImageError` "too-large" for an image that
-        cannot be judged within the memory ceiling.
+        cannot be judged within the memory ceiling, `DataError` as `decide`.
         """
         entry = self.bundle.detectors.get(surface)
         if entry is None:
             raise _unknown_surface(self.bundle, surface)
         found = self._detectors[surface].detect(grey, self._max_memory_mb)
-        threshold = self._thresholds[surface]
+        threshold = self.threshold(surface, rule)
         is_defect = found.score > threshold.value
         detection = Detection(
             defect_score=found.score,

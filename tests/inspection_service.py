@@ -21,17 +21,17 @@ import fastapi
 import uvicorn
 from fastapi import Request, Response
 
-from sbdzsl.answer import Answer
-from sbdzsl.verdict import Region
+from sbdzsl.answer import Answer, read_answer
+from sbdzsl.verdict import Region, Verdict
 
 BUNDLE = "ab" * 32
 GOOD, DEFECT, UNSEEN, BAD = b"good", b"defect", b"unseen", b"bad"
 PNG = b"\x89PNG\r\n\x1a\n and more"
 
 
-def canned(content: bytes) -> Answer:
+def verdict_of(content: bytes) -> Verdict:
     """The verdict that the first bytes ask for."""
-    answer = Answer(image_id="i", uri="", verdict="good", bundle=BUNDLE, surface="steel", decode_ms=1.0, route_ms=2.0)
+    answer = Verdict(image_id="i", uri="", verdict="good", bundle=BUNDLE, surface="steel", decode_ms=1.0, route_ms=2.0)
     scored = replace(answer, defect_score=1.5, defect_threshold=2.0, detect_ms=3.0, unseen_score=0.5)
     if content.startswith(DEFECT):
         return replace(scored, verdict="defect", defect_score=3.5, regions=(Region(1, 2, 30, 4, 99, 3.5),))
@@ -40,6 +40,11 @@ def canned(content: bytes) -> Answer:
     if content.startswith(BAD):
         return replace(answer, verdict="error", surface=None, error_code="unreadable", error_detail="no image")
     return scored
+
+
+def canned(content: bytes, **said: Any) -> Answer:
+    """That verdict as an answer, with what was said beside the image."""
+    return read_answer(verdict_of(content).to_json() | {"request_id": "r0"} | said)
 
 
 def problem(status: int, code: str, headers: dict[str, str] | None = None, **more: Any) -> Response:
@@ -86,18 +91,9 @@ class Service:
             return Response(PNG, media_type="image/png") if content != BAD else problem(400, "unreadable")
         given = request.query_params
         self.events += 1
-        answer = replace(
-            canned(content),
-            uri=given.get("name", ""),
-            request_id=f"r{self.events}",
-            event_id=self.events,
-            camera=given.get("camera"),
-            trigger_id=given.get("trigger_id"),
-            part_id=given.get("part_id"),
-            sequence=int(given["sequence"]) if "sequence" in given else None,
-            captured_at=given.get("captured_at"),
-            surface_expected=given.get("surface"),
-        ).to_json()
+        echoed = {name: given.get(name) for name in ("camera", "trigger_id", "part_id", "sequence", "captured_at")}
+        more = {"uri": given.get("name", ""), "request_id": f"r{self.events}", "event_id": self.events}
+        answer = canned(content, **echoed, **more, surface_expected=given.get("surface")).to_json()
         if answer["verdict"] == "error":
             return problem(400, "unreadable", verdict=answer, request_id=f"r{self.events}")
         return Response(json.dumps(answer), media_type="application/json")

@@ -1,6 +1,7 @@
 """Whatever the answer, its record has one size and says the same; whatever the bytes, none reads as a false OK."""
 
 import struct
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from sbdzsl import gateway_record
 from sbdzsl.answer import Answer
 from sbdzsl.errors import ServiceError
 from sbdzsl.gateway_record import FLAGS, LAYOUT, SIZE, Record, read_record, to_record
-from sbdzsl.verdict import Region
-from tests.inspection_service import BUNDLE, DEFECT, GOOD, canned
+from sbdzsl.verdict import OPC_RESULT_EVALUATION, Region
+from tests.inspection_service import DEFECT, GOOD, canned
 
 floats = st.none() | st.floats(allow_nan=False)
 ids = st.none() | st.text(max_size=60) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=32)
@@ -24,6 +25,7 @@ answers = st.builds(
     Answer,
     image_id=st.just("i"),
     uri=st.just("u"),
+    request_id=st.just("r"),
     verdict=st.sampled_from(["good", "defect", "unseen", "error"]),
     bundle=st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex),
     surface=ids,
@@ -56,7 +58,8 @@ def test_a_record_says_what_the_answer_says(answer: Answer) -> None:
     content = to_record(answer)
     assert len(content) == SIZE <= 250
     record = read_record(content)
-    for name in ("verdict", "result_evaluation", "sequence", "event_id", "inspected_at", "surface_as_expected"):
+    assert record.result_evaluation == OPC_RESULT_EVALUATION[answer.verdict]
+    for name in ("verdict", "sequence", "event_id", "inspected_at", "surface_as_expected"):
         assert getattr(record, name) == getattr(answer, name)
     for name in ("unseen_score", "unseen_threshold", "defect_score", "defect_threshold", "defect_probability"):
         assert getattr(record, name) == rounded(getattr(answer, name))
@@ -113,7 +116,7 @@ def test_a_record_that_contradicts_itself_is_refused() -> None:
 
 
 def test_numbers_that_do_not_fit_are_left_out() -> None:
-    answer = Answer(image_id="", uri="", verdict="good", bundle=BUNDLE, sequence=2**64, event_id=7)
+    answer = replace(canned(GOOD), sequence=2**64, event_id=7)
     record = read_record(to_record(answer))
     assert (record.sequence, record.event_id) == (None, 7)
 

@@ -34,14 +34,16 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
-from sbdzsl.cli.serving import watch
+from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
+from sbdzsl.cli.watch import watch
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__
@@ -278,7 +280,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (enrol, retire, groups, watch):
+for verb in (enrol, retire, groups, serve, watch):
     app.command()(verb)
 
 

@@ -1,86 +1,79 @@
-"""`sbdzsl watch`: what runs beside a camera. No net is loaded."""
+"""`serve`, `keys`: judge images over HTTP, and say who may send them."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from sbdzsl.cli.options import Policy, say
-from sbdzsl.errors import ConfigError
+from sbdzsl import config
+from sbdzsl.cli.options import BundleUrl, Policy, PromiseName, RuntimeName, say, stdout
+
+keys_app = typer.Typer(no_args_is_help=True, help="API keys: make, list and revoke them.")
+
+KeyFilePath = Annotated[str, typer.Option("--file", help="File of API keys; made where there is none.")]
 
 
-def watch(
-    folder: Annotated[Path, typer.Argument(help="Folder that a camera writes into; those below it are left alone.")],
-    endpoint: Annotated[str, typer.Option(help="URL of the service, such as http://127.0.0.1:8000.")],
-    api_key_file: Annotated[Path | None, typer.Option(help="File that holds the API key and nothing else.")] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="Certificates (PEM) to trust; those of the system if not given.")
+def serve(
+    bundle: BundleUrl,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    data: Annotated[
+        str | None, typer.Option(help="Folder on a local disk for the journal; without it nothing is kept.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="File that a line a verdict is appended to; verdicts.jsonl in the folder.")
-    ] = None,
-    done: Annotated[
-        str, typer.Option(help="Answered files are put away by: move (done/, failed/), mark (.done), delete or keep.")
-    ] = "move",
-    pattern: Annotated[str, typer.Option(help="Glob of the names to send, among those of images.")] = "*",
-    names: Annotated[
-        str | None,
-        typer.Option(help="What names say: a regex with groups named camera, trigger_id, part_id or sequence."),
-    ] = None,
-    camera: Annotated[str | None, typer.Option(help="Name of the camera.")] = None,
-    surface: Annotated[str | None, typer.Option(help="The surface expected: compared, not trusted.")] = None,
+    keys: Annotated[str | None, typer.Option(help="File of API keys; `sbdzsl keys create` makes one.")] = None,
     policy: Policy = None,
-    bit_depth: Annotated[int | None, typer.Option(help="Significant bits of 16-bit files.")] = None,
-    settle: Annotated[
-        float, typer.Option(help="Seconds without change after which a file is whole; 0 if renamed into place.")
-    ] = 1.0,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks at the folder.")] = 0.5,
-    parallel: Annotated[int, typer.Option(help="Images under way at once.")] = 2,
-    timeout: Annotated[float, typer.Option(help="Seconds for one image, all attempts together.")] = 10.0,
-    once: Annotated[bool, typer.Option("--once", help="End when the folder holds nothing more to judge.")] = False,
+    promise: PromiseName = None,
+    runtime: RuntimeName = "torch",
+    config_file: Annotated[
+        str | None, typer.Option("--config", help="Service settings: a YAML file, or the settings in braces.")
+    ] = None,
 ) -> None:
-    """Send what a camera writes into a folder to a service, each complete file once, through outages of either."""
-    import stamina.instrumentation
+    """Judge images over HTTP in this process, without Ray. Ctrl-C ends it when the requests under way are answered."""
+    from sbdzsl.serving import run
+    from sbdzsl.serving.settings import ServeSettings
 
-    from sbdzsl import config
-    from sbdzsl.client import InspectionClient
-    from sbdzsl.watch import Watch, WatchSettings
-
-    given = {"pattern": pattern, "names": names, "done": done, "settle_s": settle, "interval_s": interval}
-    sent = {"camera": camera, "surface": surface, "policy": policy and str(policy), "bit_depth": bit_depth}
-    settings = config.parse(WatchSettings, given | sent | {"parallel": parallel}, "watch")
-    # The watch itself says when the service goes and comes back; a line for each attempt would bury that.
-    stamina.instrumentation.set_on_retry_hooks([])
-    stop, caught = threading.Event(), list[int]()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        # Whoever asks a second time does not want to wait for the images under way; nothing is lost by it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
-    key = _read_key(api_key_file) if api_key_file else None
-    with InspectionClient(endpoint, key, timeout, ca_file or True) as client:
-        watched = Watch(folder, client, out, settings, say).run(stop, once)
-    counts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(watched.verdicts.items()))
-    say(f"{watched.verdicts.total():,} verdicts{': ' if counts else ''}{counts}")
-    if signal.SIGINT in caught:
-        raise typer.Exit(130)
+    given = {"data": data, "keys": keys, "policy": policy, "promise": promise}
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes |= {"runtime": runtime} if runtime != "torch" else {}
+    settings = config.load(ServeSettings, config_file)
+    settings = config.parse(ServeSettings, settings.model_dump() | changes, "command line")
+    run.serve(bundle, settings, host, port, say)
 
 
-def _read_key(path: Path) -> str:
-    try:
-        key = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("bad-config", f"--api-key-file {path}: {getattr(error, 'strerror', None) or error}") from None
-    if not key or not key.isprintable() or " " in key:
-        raise ConfigError("bad-config", f"--api-key-file {path}: expected one API key and nothing else")
-    return key
+@keys_app.command("create")
+def create(
+    file: KeyFilePath,
+    name: Annotated[str, typer.Option(help="Whose key it is, such as line7; stands beside what is done with it.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="infer, review or admin; may be given again.", show_default="infer")
+    ] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; never if not given.")] = None,
+) -> None:
+    """Make a key and print it, this once: the file keeps a hash of it. A name has two live keys at most."""
+    from sbdzsl.serving.keys import KeyFile, scopes
+
+    typer.echo(KeyFile(file).create(name, scopes(scope or ["infer"]), days))
+
+
+@keys_app.command("list")
+def list_keys(file: KeyFilePath) -> None:
+    """List the keys of a file, without what opens a door."""
+    from sbdzsl.serving.keys import KeyFile
+
+    table = Table("id", "name", "scopes", "created", "expires", "live")
+    for key in KeyFile(file).read():
+        expires = key.expires_at.date().isoformat() if key.expires_at else "never"
+        live = "yes" if key.is_live() else "no"
+        table.add_row(key.id, key.name, ", ".join(key.scopes), key.created_at.date().isoformat(), expires, live)
+    stdout.print(table)
+
+
+@keys_app.command("revoke")
+def revoke(file: KeyFilePath, number: Annotated[str, typer.Argument(metavar="ID", help="Id of the key.")]) -> None:
+    """Let a key open nothing any more; a running service sees it at its next request."""
+    from sbdzsl.serving.keys import KeyFile
+
+    key = KeyFile(file).revoke(number)
+    say(f"key {key.id} of {key.name} is revoked")

@@ -9,7 +9,7 @@ Polled, since network folders tell nobody of their changes. No net is loaded her
 """
 
 from sbdzsl.watch.inbox import Arrival, Done, Inbox, WatchSettings
-from sbdzsl.watch.loop import Watch, Watched, idempotency_key
+from sbdzsl.watch.loop import Watch, idempotency_key
 from sbdzsl.watch.verdict_file import VerdictFile
 
-__all__ = ["Arrival", "Done", "Inbox", "VerdictFile", "Watch", "WatchSettings", "Watched", "idempotency_key"]
+__all__ = ["Arrival", "Done", "Inbox", "VerdictFile", "Watch", "WatchSettings", "idempotency_key"]

@@ -11,7 +11,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from sbdzsl.answer import Answer
 from sbdzsl.client import InspectionClient
-from sbdzsl.errors import ConfigError, ServiceError
+from sbdzsl.errors import ConfigError, SbdzslError
 from sbdzsl.watch.inbox import Arrival, Inbox, WatchSettings, folder_error
 from sbdzsl.watch.verdict_file import VerdictFile
 
@@ -29,17 +28,11 @@ VERDICTS_NAME = "verdicts.jsonl"
 _PAUSE_S, _MAX_PAUSE_S = 0.5, 5.0
 _PUT_OFF_S, _MAX_PUT_OFF_S = 1.0, 60.0
 #: The service takes nothing at the moment, whichever file.
-_AWAY = ("unreachable", "not-ready", "overloaded")
-#: This request failed; others may not.
-_LATER = ("deadline-exceeded", "bad-answer", "idempotency-in-flight", "idempotency-mismatch")
-
-
-@dataclass
-class Watched:
-    """What a watch did."""
-
-    verdicts: Counter[str] = field(default_factory=Counter)
-    num_already: int = 0  # answered before this start, and only put away now
+_AWAY = ("unreachable", "not-ready", "overloaded", "disk-full")
+#: This request failed, as do those of any other code whose status is the server's fault; others may not.
+_LATER = ("deadline-exceeded", "idempotency-in-flight", "idempotency-mismatch")
+#: So often a file may find the service away before others come first: it may be what kills it.
+_MAX_STRIKES = 3
 
 
 class Watch:
@@ -65,22 +58,24 @@ class Watch:
         self._out = out or folder / VERDICTS_NAME
         self._answered: dict[Arrival, bool] = {}
         self._put_off: dict[Arrival, tuple[float, float]] = {}  # until when, and for how long
+        self._strikes: Counter[Arrival] = Counter()
         self._flying: dict[Future[Answer | None], Arrival] = {}
         self._pause_s, self._resume_at = 0.0, 0.0
         self._complaints: set[str] = set()
-        self._watched = Watched()
+        self._verdicts: Counter[str] = Counter()
 
-    def run(self, stop: threading.Event, once: bool = False) -> Watched:
+    def run(self, stop: threading.Event, once: bool = False) -> Counter[str]:
         """Judge what comes until `stop` is set, or, with `once`, until the folder holds nothing to judge.
 
-        Images under way at the end are waited for, but not tried again.
+        Images under way at the end are waited for, but not tried again. Returns how often there was each verdict.
         """
         with self._locked(), contextlib.closing(VerdictFile(self._out)) as verdicts:
             if verdicts.num_cut:
                 self._say(f"{self._out}: cut off {verdicts.num_cut} bytes of a line that a kill left unfinished")
             self._inbox.look()
             self._answered = verdicts.answered(self._inbox.present)
-            self._watched.num_already = len(self._answered)
+            if self._answered:
+                self._say(f"{len(self._answered)} files have their verdict already and are not sent again")
             with ThreadPoolExecutor(self._settings.parallel) as pool:
                 try:
                     while not stop.is_set() and not (once and self._is_empty()):
@@ -89,7 +84,7 @@ class Watch:
                     self._client.give_up()
                     for future in wait(self._flying).done:
                         self._land(future, verdicts)
-        return self._watched
+        return self._verdicts
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -172,10 +167,13 @@ class Watch:
         arrival = self._flying.pop(future)
         try:
             answer = future.result()
-        except ServiceError as error:
+        except SbdzslError as error:
             if error.code in _AWAY:
                 self._wait_for_service(error)
-            elif error.code in _LATER:
+                self._strikes[arrival] += 1
+                if self._strikes[arrival] >= _MAX_STRIKES:
+                    self._put_off_file(arrival)
+            elif error.code in _LATER or error.http_status >= 500:
                 self._put_off_file(arrival, error.message)
             else:
                 raise
@@ -183,6 +181,7 @@ class Watch:
         except OSError as error:
             self._put_off_file(arrival, f"cannot be read: {error.strerror}")
             return
+        self._strikes.pop(arrival, None)
         self._service_is_back()
         if answer is None:
             return
@@ -190,7 +189,7 @@ class Watch:
         verdicts.append(key | answer.to_json())
         self._put_off.pop(arrival, None)
         self._answered[arrival] = answer.verdict == "error"
-        self._watched.verdicts[answer.verdict] += 1
+        self._verdicts[answer.verdict] += 1
         self._put_away(arrival, answer.verdict == "error")
         self._say(f"{arrival.label}: {answer.describe()}")
         if self._settings.names and not _read_name(self._settings.names, arrival.name):
@@ -203,7 +202,7 @@ class Watch:
             # Answered it is, and known to be: it is put away at a later look.
             self._complain(f"{arrival.label}: answered, but cannot be put away: {error.strerror}")
 
-    def _wait_for_service(self, error: ServiceError) -> None:
+    def _wait_for_service(self, error: SbdzslError) -> None:
         if not self._pause_s:
             self._say(f"waiting for the service ({error.code}): {error.message}")
         self._pause_s = min(max(2 * self._pause_s, _PAUSE_S), _MAX_PAUSE_S)
@@ -214,11 +213,12 @@ class Watch:
             self._say("the service answers again")
         self._pause_s = self._resume_at = 0.0
 
-    def _put_off_file(self, arrival: Arrival, reason: str) -> None:
+    def _put_off_file(self, arrival: Arrival, reason: str | None = None) -> None:
         _, before_s = self._put_off.get(arrival, (0.0, 0.0))
         for_s = min(max(2 * before_s, _PUT_OFF_S), _MAX_PUT_OFF_S)
         self._put_off[arrival] = time.monotonic() + for_s, for_s
-        self._say(f"{arrival.label}: {reason}; again in {for_s:g} s")
+        if reason:
+            self._say(f"{arrival.label}: {reason}; again in {for_s:g} s")
 
     def _complain(self, line: str) -> None:
         """Say once what would else be said at each look."""

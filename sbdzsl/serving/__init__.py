@@ -1,0 +1,1 @@
+"""Online inspection: an HTTP application over any `Service` that judges images. Knows nothing of Ray."""

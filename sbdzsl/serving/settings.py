@@ -1,0 +1,42 @@
+"""Settings of the online service."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sbdzsl.config import Promise, RuleSetting, Settings
+from sbdzsl.runtime import Runtime
+
+Shape = Literal["fused", "routed"]
+
+#: Hosts that only this machine can reach; without keys the service binds to nothing else.
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class ServeSettings(Settings):
+    """What is served, by how many threads, within which limits.
+
+    Verdicts follow from the first group alone, and are those of an audit with the same bundle, policy and promise.
+    """
+
+    policy: RuleSetting | None = Field(None, description="threshold policy of all surfaces; none: the bundle's own")
+    surface_policies: dict[str, RuleSetting] = Field(default_factory=dict, description="of single surfaces")
+    promise: Promise | None = Field(None, description="what the router's false-alarm rate holds for")
+
+    runtime: Runtime = Field("torch", description="what runs the nets")
+    device: str = Field("cpu", description="device of the nets")
+    workers: int = Field(1, ge=1, description="images judged at once in a process")
+    threads: int | None = Field(None, ge=1, description="threads of the nets of one worker; none: PyTorch's choice")
+    decoders: int = Field(2, ge=1, description="threads that decode ahead of the nets")
+    max_memory_mb: float | None = Field(None, ge=192, description="of judging one image; none: the bundle's own")
+
+    max_queue: int = Field(16, ge=1, description="images that wait at most; one more is refused with 429")
+    deadline_s: float = Field(10.0, gt=0, description="an image that is not judged by then is refused with 408")
+    upload_timeout_s: float = Field(10.0, gt=0, description="a body that has not arrived by then is refused with 408")
+    max_bytes: int = Field(64 * 2**20, gt=0, description="largest body of a request")
+    max_images: int = Field(16, ge=1, description="images in one request")
+
+    keys: str | None = Field(None, description="file of API keys; needed wherever others than this machine can connect")
+    data: str | None = Field(None, description="folder on a local disk for journal, alerts and kept images")
