@@ -214,7 +214,7 @@ class InspectionClient:
         idempotency_key: str | None = None,
         accept: str = "application/json",
     ) -> _Reply:
-        """Send until there is an answer that will stay the same, or no time. Raises the last passing problem."""
+        """Send until there is an answer that will stay the same, or no time. Raises what stood in the way last."""
         headers = {"Accept": accept}
         if content is not None:
             headers["Content-Type"] = "application/octet-stream"
@@ -233,12 +233,20 @@ class InspectionClient:
         attempts = stamina.retry_context(
             is_worth_another, attempts=None, timeout=self._timeout_s, wait_initial=0.1, wait_max=1.0, wait_jitter=0.2
         )
+        told: _PassingProblem | None = None
         try:
             for attempt in attempts:
                 with attempt:
-                    return self._attempt(method, path, content, known, headers, deadline)
-        except _PassingProblem as problem:
-            raise problem.error from problem.__cause__
+                    try:
+                        return self._attempt(method, path, content, known, headers, deadline)
+                    except _PassingProblem as problem:
+                        # The last attempt may have little time: that it ran out says less than what was met before.
+                        if told is None or problem.error.code != "deadline-exceeded":
+                            told = problem
+                        raise
+        except _PassingProblem:
+            assert told is not None
+            raise told.error from told.__cause__
         raise AssertionError("stamina raises the last error")
 
     def _attempt(

@@ -218,6 +218,15 @@ def test_a_service_that_hangs_is_given_up_at_the_deadline(service: Service) -> N
     assert time.monotonic() - began < 2
 
 
+def test_what_was_met_is_told_and_not_that_time_ran_out(service: Service) -> None:
+    service.script += [problem(503, "not-ready") for _ in range(3)]
+    service.delay_s = 5
+    with InspectionClient(service.endpoint, timeout_s=3) as client, pytest.raises(ServiceError) as caught:
+        client.inspect(GOOD)
+    assert caught.value.code == "not-ready"
+    assert len(service.seen) == 4
+
+
 class _RawServer(threading.Thread):
     """Answers each connection with the next of the byte strings, dripped with pauses, and closes it."""
 
