@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import ssl
 import threading
 import time
@@ -56,7 +57,7 @@ class InspectionClient:
     `endpoint` is the service's URL, http or https; `api_key` is sent with each request. `timeout_s` bounds a request
     with all its attempts; a wait between two of them may end up to a second later. `verify` is whether and, as a path,
     by which certificates (PEM) the service's certificate is checked. Proxies of the environment are used, but never
-    towards this machine. Raises `ConfigError` for an endpoint or a file that cannot be used.
+    towards this machine. Raises `ConfigError` for an endpoint, a key or a file that cannot be used.
     """
 
     def __init__(
@@ -69,6 +70,9 @@ class InspectionClient:
         url = _endpoint_url(endpoint)
         if timeout_s <= 0:
             raise ConfigError("bad-config", f"found a timeout of {timeout_s:g} s, expected more than 0")
+        # A line's end that came along from a file would be an error of each request, and one that prints the key.
+        if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+            raise ConfigError("bad-config", "the API key is not one word of ASCII letters, digits and signs")
         self.endpoint = str(url)
         self._timeout_s = timeout_s
         self._gave_up = threading.Event()

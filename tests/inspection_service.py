@@ -1,7 +1,6 @@
 """A small HTTP service that keeps the contract of `/v1/inspect`, for tests of what is sent and what is made of answers.
 
-It judges nothing: its verdict depends on the first bytes alone. `python -m tests.inspection_service PORT` runs it by
-itself, so that it can be killed.
+It judges nothing: its verdict depends on the first bytes alone.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections import deque
@@ -121,21 +119,17 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(service: Service | None = None) -> Iterator[Service]:
-    """The service on a free port of this machine, in a thread."""
+def running(service: Service | None = None, **tls: Any) -> Iterator[Service]:
+    """The service on a free port of this machine, in a thread; with `tls`, uvicorn's settings of it, over https."""
     service = service or Service()
-    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error", ws="none", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(service.app(), port=0, log_level="error", ws="none", lifespan="off", **tls))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    service.endpoint = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    service.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
         yield service
     finally:
         server.should_exit = True
         thread.join()
-
-
-if __name__ == "__main__":
-    uvicorn.run(Service(delay_s=0.02).app(), port=int(sys.argv[1]), log_level="error", ws="none")

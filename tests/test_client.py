@@ -1,3 +1,4 @@
+import ipaddress
 import socket
 import threading
 import time
@@ -7,6 +8,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from fastapi import Response
 
 from sbdzsl.answer import Answer, read_answer
@@ -312,6 +317,47 @@ def test_endpoints_that_are_none(endpoint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         InspectionClient(endpoint)
     assert "pw" not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["", "secret\n", "two words", "schlüssel"])
+def test_keys_that_are_none(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key") as caught:
+        InspectionClient("http://a", api_key=key)
+    assert key not in caught.value.message or not key
+
+
+def test_a_certificate_is_checked(tmp_path: Path) -> None:
+    key, certificate = self_signed(tmp_path)
+    with running(ssl_keyfile=key, ssl_certfile=certificate) as service:
+        with InspectionClient(service.endpoint, verify=certificate) as client:
+            assert client.inspect(GOOD).verdict == "good"
+        with (
+            InspectionClient(service.endpoint, timeout_s=1) as client,
+            pytest.raises(ServiceError, match="certificate") as caught,
+        ):
+            client.inspect(GOOD)
+    assert caught.value.code == "unreachable"
+    assert len(service.seen) == 1
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A key and a certificate of this machine, as files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "here")])
+    moment = datetime.now(timezone.utc)
+    built = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(), moment, moment + timedelta(1)
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    no_password = serialization.NoEncryption()
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, no_password))
+    (folder / "certificate.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    return folder / "key.pem", folder / "certificate.pem"
 
 
 def test_arguments_that_cannot_be_used(client: InspectionClient, tmp_path: Path) -> None:

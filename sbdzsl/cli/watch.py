@@ -78,9 +78,6 @@ def watch(
 
 def _read_key(path: Path) -> str:
     try:
-        key = path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("bad-config", f"--api-key-file {path}: {getattr(error, 'strerror', None) or error}") from None
-    if not key or not key.isprintable() or " " in key:
-        raise ConfigError("bad-config", f"--api-key-file {path}: expected one API key and nothing else")
-    return key
