@@ -62,8 +62,10 @@ class Found:
     different: int = 0  # from the verdict of an inspector in this process
     not_put_away: int = 0
     changed: int = 0  # files in done/ and failed/ that are not byte for byte what the camera wrote
-    events: int = 0  # answers in the service's journal
-    events_doubled: int = 0  # verdict lines that name the same answer as another line
+    # Of the service's journal, which does not wait for the disk with answers `good`: a kill of the service may cost the
+    # last of them, and give its number to another image.
+    events: int = 0
+    events_doubled: int = 0  # verdict lines that name the same event as another line
     exit_code: int | None = None  # of the watch, told to end by SIGTERM
     seconds: float = 0.0
     verdicts: Counter[str] = field(default_factory=Counter)
