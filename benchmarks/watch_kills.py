@@ -1,12 +1,13 @@
 """Kill the service and the watch while a camera writes: has each image its verdict, once, and the right one?
 
-    python benchmarks/watch_kills.py                  1,000 images, 40 kills: some minutes
+    python benchmarks/watch_kills.py                  1,000 images, 30 kills: ten minutes
     python benchmarks/watch_kills.py --images 60 --kills 4
 
 Kills are SIGKILL, at seeded moments, of `sbdzsl serve`, of `sbdzsl watch`, or of both at once; what was killed is
-started again at once by the same words. Half the images are written in place with a pause in the middle, half renamed
-into place. What the watch wrote is compared with the verdicts of an inspector in this process, and the answers in the
-service's journal are counted.
+started again at once by the same words. Four in five are dealt at work, after a verdict since the kill before, others
+soon after it, mostly while what was killed still starts. After each kill the camera writes a batch of images, half of
+them in place with a pause in the middle, half renamed into place. What the watch wrote is compared with the verdicts of
+an inspector in this process, and the answers in the service's journal are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from sbdzsl.serving.journal import Journal
 
 KINDS = ("service", "watch", "both")
 WEIGHTS = (0.35, 0.45, 0.2)
-SIZE, MAX_WAIT_S = 256, 9.0
+SIZE = 256
+#: Of a kill at work, after the first new verdict, and of one at the start, after the kill before it.
+MAX_WAIT_S, MAX_WAIT_AT_START_S = 1.0, 4.0
 #: Longer than the watch takes between two looks, shorter than it lets a file settle.
 HALF_WRITTEN_S = 0.2
 #: What a verdict says that does not depend on who judged and when.
@@ -51,6 +54,7 @@ class Found:
 
     images: int = 0
     kills: Counter[str] = field(default_factory=Counter)
+    kills_at_work: Counter[str] = field(default_factory=Counter)  # verdicts had come since the kill before, more waited
     starts: Counter[str] = field(default_factory=Counter)
     lines: int = 0
     lost: int = 0
@@ -58,8 +62,10 @@ class Found:
     different: int = 0  # from the verdict of an inspector in this process
     not_put_away: int = 0
     changed: int = 0  # files in done/ and failed/ that are not byte for byte what the camera wrote
-    events: int = 0  # answers in the service's journal
-    events_doubled: int = 0  # verdict lines that name the same answer as another line
+    # Of the service's journal, which does not wait for the disk with answers `good`: a kill of the service may cost the
+    # last of them, and give its number to another image.
+    events: int = 0
+    events_doubled: int = 0  # verdict lines that name the same event as another line
     exit_code: int | None = None  # of the watch, told to end by SIGTERM
     seconds: float = 0.0
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -69,35 +75,39 @@ class Found:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-class Camera(threading.Thread):
-    """Writes copies of the images into a folder over `over_s` seconds, half of them in two pieces."""
+class Camera:
+    """Writes copies of the images into a folder, in batches, each by a thread of its own."""
 
-    def __init__(self, folder: Path, images: Sequence[bytes], count: int, over_s: float) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, folder: Path, images: Sequence[bytes]) -> None:
         self.written: dict[str, bytes] = {}
-        self._folder, self._images, self._count, self._pause_s = (
-            folder,
-            images,
-            count,
-            max(0.0, over_s / count - HALF_WRITTEN_S / 2),
-        )
+        self._folder, self._images = folder, images
+        self._thread = threading.Thread(target=self._write, args=(0,))
+        self._thread.start()
 
-    def run(self) -> None:
-        """Write them all."""
-        for number in range(self._count):
+    def begin(self, count: int) -> None:
+        """Begin to write so many more, when those before are written."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(count,))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until all are written."""
+        self._thread.join()
+
+    def _write(self, count: int) -> None:
+        for number in range(len(self.written), len(self.written) + count):
             name, content = f"image_{number:05d}.png", self._images[number % len(self._images)]
             self.written[name] = content
             if number % 2:
                 temporary = self._folder / f"{name}.tmp"
                 temporary.write_bytes(content)
                 temporary.rename(self._folder / name)
-            else:
-                with (self._folder / name).open("wb") as file:
-                    file.write(content[: len(content) // 2])
-                    file.flush()
-                    time.sleep(HALF_WRITTEN_S)
-                    file.write(content[len(content) // 2 :])
-            time.sleep(self._pause_s)
+                continue
+            with (self._folder / name).open("wb") as file:
+                file.write(content[: len(content) // 2])
+                file.flush()
+                time.sleep(HALF_WRITTEN_S)
+                file.write(content[len(content) // 2 :])
 
 
 class Line:
@@ -138,6 +148,12 @@ class Line:
             self.start(name)
         self.found.kills[kind] += 1
 
+    def num_verdicts(self) -> int:
+        """Lines that the watch has written."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.inbox / "verdicts.jsonl").read_bytes().count(b"\n")
+        return 0
+
     def wait_for_service(self) -> None:
         """Until it has judged an image."""
         with InspectionClient(self.endpoint, timeout_s=2) as client:
@@ -165,32 +181,51 @@ class Line:
         return sum(file.suffix == ".png" for file in self.inbox.iterdir())
 
 
-def run(
-    folder: Path, bundle: Path | str, images: Sequence[Path], count: int, kills: Sequence[tuple[str, float]]
-) -> Found:
-    """Write `count` images while the kills are dealt, each a kind and the seconds to wait before it; then check."""
+@dataclass(frozen=True)
+class Kill:
+    """What is killed, at work or at the start, and the seconds to wait first."""
+
+    kind: str
+    at_work: bool
+    wait_s: float
+
+
+def run(folder: Path, bundle: Path | str, images: Sequence[Path], count: int, kills: Sequence[Kill]) -> Found:
+    """Write `count` images in as many batches as there are kills and one more, deal the kills; then check."""
     line = Line(folder, bundle)
-    contents = [image.read_bytes() for image in images]
     try:
         line.start("service")
-        line.wait_for_service()
         line.start("watch")
         began = time.monotonic()
-        camera = Camera(line.inbox, contents, count, sum(wait_s for _, wait_s in kills))
-        camera.start()
-        for kind, wait_s in kills:
-            time.sleep(wait_s)
-            line.kill(kind)
-        camera.join()
-        while line.images_left():
-            assert time.monotonic() - began < 3600, "the folder never empties"
-            time.sleep(0.2)
+        camera = Camera(line.inbox, [image.read_bytes() for image in images])
+        for kill in kills:
+            camera.begin(count // (len(kills) + 1))
+            _deal(line, kill)
+        camera.begin(count - count // (len(kills) + 1) * len(kills))
+        camera.wait()
+        _until(lambda: not line.images_left())
         line.found.seconds = round(time.monotonic() - began, 1)
         line.end()
     finally:
         line.close()
     _check(line, camera.written, _truth(bundle, images))
     return line.found
+
+
+def _deal(line: Line, kill: Kill) -> None:
+    before = line.num_verdicts()
+    if kill.at_work:
+        _until(lambda: line.num_verdicts() > before)
+    time.sleep(kill.wait_s)
+    line.found.kills_at_work[kill.kind] += line.num_verdicts() > before and line.images_left() > 0
+    line.kill(kill.kind)
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < 600, "nothing moves"
+        time.sleep(0.02)
 
 
 def _truth(bundle: Path | str, images: Sequence[Path]) -> dict[bytes, dict[str, Any]]:
@@ -228,17 +263,22 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def plan_of_kills(num_kills: int, seed: int) -> list[tuple[str, float]]:
-    """Kinds, each with its wait: often shorter than a service takes to start."""
+def plan_of_kills(num_kills: int, seed: int) -> list[Kill]:
+    """Kinds, moments and waits, drawn by a seed."""
     rng = random.Random(seed)
-    return [(rng.choices(KINDS, WEIGHTS)[0], rng.uniform(0.3, MAX_WAIT_S)) for _ in range(num_kills)]
+    kills = []
+    for _ in range(num_kills):
+        at_work = rng.random() < 0.8
+        wait_s = rng.uniform(0, MAX_WAIT_S if at_work else MAX_WAIT_AT_START_S)
+        kills.append(Kill(rng.choices(KINDS, WEIGHTS)[0], at_work, wait_s))
+    return kills
 
 
 def main() -> None:
     """Run, print, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     folder = lab.ROOT / "runs" / "watch"

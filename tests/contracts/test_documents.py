@@ -46,9 +46,11 @@ def test_each_image_code_and_adapter_is_in_the_manual() -> None:
         assert f"`{adapter}`" in manual, adapter
 
 
-def test_each_code_of_the_service_is_in_the_manual() -> None:
+def test_each_code_that_a_camera_meets_is_in_its_manual() -> None:
     manual = (ROOT / "docs" / "cameras.md").read_text(encoding="utf-8")
-    for code, status in (errors.ServiceError.CODES | errors.ImageError.CODES).items():
+    codes = errors.ServiceError.CODES | errors.ImageError.CODES
+    del codes["no-candidate"]  # met by who changes bundles
+    for code, status in codes.items():
         assert f"`{code}`" in manual, code
         assert str(status) in manual, status
 

@@ -100,6 +100,7 @@ CODES = {
         "unauthorised",
         "missing-scope",
         "unknown-event",
+        "no-candidate",
         "deadline-exceeded",
         "idempotency-in-flight",
         "idempotency-mismatch",

@@ -25,12 +25,17 @@ def test_each_image_has_one_verdict_whatever_is_killed(trained: Trained, tmp_pat
     images = [Path(uri) for uri in trained.manifest["uri"].to_pylist()[::8]]
     bad = tmp_path / "cut.png"
     bad.write_bytes(images[0].read_bytes()[:500])
-    kills = [("watch", 3.0), ("service", 1.0), ("both", 6.0), ("watch", 1.0), ("service", 5.0)]
+    plan = [("watch", True), ("service", True), ("watch", False), ("both", True), ("service", False)]
+    kills = [watch_kills.Kill(kind, at_work, 0.1) for kind, at_work in plan]
     found = watch_kills.run(tmp_path / "line", trained.bundle_url, [*images, bad], 60, kills)
     assert (found.images, found.lines, found.lost, found.doubled) == (60, 60, 0, 0)
-    assert (found.different, found.not_put_away, found.changed, found.events_doubled) == (0, 0, 0, 0)
-    assert found.events == 60
+    assert (found.different, found.not_put_away, found.changed) == (0, 0, 0)
+    # The journal does not wait for the disk with answers `good`: of those, a kill may cost those under way.
+    killed = found.kills["service"] + found.kills["both"]
+    assert found.events_doubled <= 2 * killed
+    assert 60 - 2 * killed <= found.events <= 60
     assert found.kills == {"watch": 2, "service": 2, "both": 1}
+    assert sum(found.kills_at_work.values()) >= 1
     assert found.verdicts["error"] >= 1
     assert len(found.verdicts) >= 3
     assert found.exit_code == 0
