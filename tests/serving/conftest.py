@@ -6,19 +6,21 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
+from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.serving.app import build_app
 from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import LocalService
 from sbdzsl.serving.settings import ServeSettings
-from tests.conftest import Trained
+from tests.conftest import UNSEEN, Trained
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,22 @@ def plain(trained: Trained) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def picture_of(trained: Trained) -> Callable[..., bytes]:
-    """The bytes of the n-th image of a surface and label."""
+    """The bytes of the n-th image of a surface and label; of a seen surface, one that the bundle names."""
     rows = trained.manifest.select(["surface", "label", "uri"]).to_pylist()
+    inspector = Inspector(trained.bundle)
+
+    @lru_cache
+    def named(surface: str, label: str) -> list[bytes]:
+        contents = [Path(row["uri"]).read_bytes() for row in rows if (row["surface"], row["label"]) == (surface, label)]
+        if surface == UNSEEN:
+            return contents
+        loaded = [load_image("", "", trained.bundle.settings.image, content=content) for content in contents]
+        return [
+            content for content, one in zip(contents, loaded, strict=True) if inspector.name_surface(one)[1] is not None
+        ]
 
     def find(surface: str, label: str = "benign", number: int = 0) -> bytes:
-        found = [row["uri"] for row in rows if row["surface"] == surface and row["label"] == label]
-        return Path(found[number]).read_bytes()
+        return named(surface, label)[number]
 
     return find
 
