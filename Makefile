@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types bench clean
+.PHONY: setup demo test lint types bench sbom clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -49,5 +49,10 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/readme_table.py
 
+sbom: setup  ## what .venv is made of, as CycloneDX, in sbom.json; the tool has an environment of its own and is not in it
+	test -x .venv-sbom/bin/cyclonedx-py || $(PYTHON) -m venv .venv-sbom
+	.venv-sbom/bin/pip install --quiet --disable-pip-version-check -c constraints.txt cyclonedx-bom
+	.venv-sbom/bin/cyclonedx-py environment --output-reproducible --output-format JSON --output-file sbom.json $(BIN)/python
+
 clean:
-	rm -rf .venv runs demo
+	rm -rf .venv .venv-sbom runs demo sbom.json
