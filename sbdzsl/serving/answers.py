@@ -65,6 +65,28 @@ class Problem:
     request_id: str
 
 
+_PROBLEM = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
+_DESCRIPTIONS = {
+    400: "A parameter is wrong, or the file is empty, damaged or cut.",
+    401: "No live API key.",
+    403: "The key does not allow this.",
+    404: "There is no such thing.",
+    408: "The body came too slowly, or the image could not be judged in time.",
+    409: "A request with this Idempotency-Key is being answered.",
+    413: "The body or the image is too large.",
+    415: "Not an image, or a format that is not read.",
+    422: "The image is too small or deeper than declared, or the Idempotency-Key was used for another image.",
+    429: "Too many images are waiting; come again after `Retry-After` seconds.",
+    503: "Not ready; come again after `Retry-After` seconds.",
+    507: "The answer cannot be stored.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problem documents that an operation may answer with, for the OpenAPI document."""
+    return {status: _PROBLEM | {"description": _DESCRIPTIONS[status]} for status in statuses}
+
+
 def answer_document(verdict: Verdict, shot: Shot, request_id: str, queue_ms: float) -> dict[str, Any]:
     """The fields of an `Answer` as plain JSON values."""
     as_expected = None

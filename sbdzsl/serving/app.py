@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from sbdzsl import __version__
 from sbdzsl.config import POLICY_FORMS, Settings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
-from sbdzsl.serving.answers import PROBLEM_TYPE, Answer, Problem, Shot, answer_document, problem, problem_response
+from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.observe import Meter, Observed, log
@@ -32,28 +32,6 @@ from sbdzsl.serving.settings import ServeSettings
 
 #: Seconds after which a caller who was refused for want of room may come again.
 RETRY_AFTER_S = 1
-
-_PROBLEM = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
-_DESCRIPTIONS = {
-    400: "A parameter is wrong, or the file is empty, damaged or cut.",
-    401: "No live API key.",
-    403: "The key does not allow this.",
-    404: "There is no such thing.",
-    408: "The body came too slowly, or the image could not be judged in time.",
-    409: "A request with this Idempotency-Key is being answered.",
-    413: "The body or the image is too large.",
-    415: "Not an image, or a format that is not read.",
-    422: "The image is too small or deeper than declared, or the Idempotency-Key was used for another image.",
-    429: "Too many images are waiting; come again after `Retry-After` seconds.",
-    503: "Not ready; come again after `Retry-After` seconds.",
-    507: "The answer cannot be stored.",
-}
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents that an operation may answer with, for the OpenAPI document."""
-    return {status: _PROBLEM | {"description": _DESCRIPTIONS[status]} for status in statuses}
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:

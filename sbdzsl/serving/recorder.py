@@ -42,6 +42,19 @@ class Recorder:
         if self._journal.failure is not None:
             raise self._journal.failure
 
+    async def note(self, kind: str, document: Mapping[str, Any]) -> int:
+        """Keep something else that happened, such as a change of an alarm; on disk on return. Raises as `record`."""
+        return await self._journal.record(kind, document)
+
+    async def last_id(self) -> int:
+        """See `Journal.last_id`."""
+        return self._journal.last_id()
+
+    async def troubles(self) -> dict[str, str]:
+        """What fails behind the scenes, by the name of the part, and how; empty while all is well."""
+        failure = self._journal.failure
+        return {} if failure is None else {"journal": failure.message}
+
     def close(self) -> None:
         """Write what waits and give the folder back."""
         self._journal.close()
