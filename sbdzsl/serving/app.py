@@ -25,7 +25,7 @@ from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, probl
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.observe import Meter, Observed, log
-from sbdzsl.serving.recorder import Recorder
+from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
 from sbdzsl.serving.service import Job, Judged, Service
 from sbdzsl.serving.settings import ServeSettings
@@ -153,7 +153,7 @@ class _Inspection:
         event = await self._recorder.answered(key) if self._recorder is not None else None
         if event is None:
             return None
-        document = {name: value for name, value in event.document.items() if name != "idempotency_key"}
+        document = {name: value for name, value in event.document.items() if name not in OWN_FIELDS}
         Replays.require_same(key, document["image_id"], image_id)
         return document
 

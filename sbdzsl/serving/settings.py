@@ -15,6 +15,13 @@ Shape = Literal["fused", "routed"]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+class KeepSettings(Settings):
+    """What a service keeps of its answers below its data folder, and for how long."""
+
+    good_share: float = Field(0.01, ge=0, le=1, description="share of the good images whose bytes are kept")
+    max_images_mb: float = Field(2048, ge=0, description="of all kept images; the oldest good ones go first")
+
+
 class ServeSettings(Settings):
     """What is served, by how many threads, within which limits.
 
@@ -40,3 +47,4 @@ class ServeSettings(Settings):
 
     keys: str | None = Field(None, description="file of API keys; needed wherever others than this machine can connect")
     data: str | None = Field(None, description="folder on a local disk for journal, alerts and kept images")
+    keep: KeepSettings = KeepSettings()
