@@ -172,9 +172,7 @@ class AlarmBook:
         return self._alarms[number]
 
     def _unshelved(self, alarm: Alarm) -> Alarm:
-        return self._keep(
-            replace(alarm, shelved_until=None, shelved_by=None, shelved_because=None, change="unshelved")
-        )
+        return self._keep(replace(alarm, shelved_until=None, shelved_by=None, shelved_because=None, change="unshelved"))
 
     def _keep(self, alarm: Alarm) -> Alarm:
         if alarm.change == "raised":

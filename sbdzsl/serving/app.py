@@ -22,16 +22,22 @@ from sbdzsl import __version__
 from sbdzsl.config import POLICY_FORMS, Settings, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
 from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
+from sbdzsl.serving.assets import page_routes
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
+from sbdzsl.serving.history import history_routes
 from sbdzsl.serving.keys import Door, Key, KeyFile
+from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import Meter, Observed, log
 from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
 from sbdzsl.serving.service import Job, Judged, Service
 from sbdzsl.serving.settings import ServeSettings
+from sbdzsl.serving.stream import session_routes, stream_routes
+from sbdzsl.serving.unseen import unseen_routes
 
 #: Seconds after which a caller who was refused for want of room may come again.
 RETRY_AFTER_S = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -92,11 +98,19 @@ _INSPECTED = {
 class _Inspection:
     """One image or several: judged, recorded, answered."""
 
-    def __init__(self, service: Service, settings: ServeSettings, recorder: Recorder | None, meter: Meter) -> None:
+    def __init__(
+        self,
+        service: Service,
+        settings: ServeSettings,
+        recorder: Recorder | None,
+        meter: Meter,
+        monitor: Monitor | None,
+    ) -> None:
         self._service = service
         self._settings = settings
         self._recorder = recorder
         self._meter = meter
+        self._monitor = monitor
         self._replays = Replays()
 
     async def one(
@@ -130,8 +144,13 @@ class _Inspection:
     ) -> tuple[dict[str, Any], Judged]:
         await self._check_expected(query.shot.surface)
         job = Job(upload.content, upload.name or query.name, query.bit_depth, query.rule, as_png, deadline)
-        with self._meter.in_flight.track_inprogress():
-            judged = await self._service.inspect(job)
+        try:
+            with self._meter.in_flight.track_inprogress():
+                judged = await self._service.inspect(job)
+        except ServiceError:
+            if self._monitor is not None:
+                await self._monitor.refused()
+            raise
         document = answer_document(judged.verdict, query.shot, request_id, judged.queue_ms)
         if not query.with_regions:
             document["regions"] = []
@@ -159,9 +178,17 @@ class _Inspection:
 
 
 def build_app(
-    service: Service, settings: ServeSettings, recorder: Recorder | None = None, keys: KeyFile | None = None
+    service: Service,
+    settings: ServeSettings,
+    recorder: Recorder | None = None,
+    keys: KeyFile | None = None,
+    monitor: Monitor | None = None,
 ) -> FastAPI:
-    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything."""
+    """The application. Without a `recorder` nothing is kept, and without a `monitor` of it there is no operator page;
+    without `keys` anyone who can connect may do anything.
+
+    Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop.
+    """
     meter = Meter()
     app = FastAPI(
         title="sbdzsl",
@@ -172,9 +199,16 @@ def build_app(
         middleware=[Middleware(Observed, meter=meter)],
     )
     door = Door(keys)
-    app.include_router(_inspection_routes(_Inspection(service, settings, recorder, meter), settings, door))
+    app.include_router(_inspection_routes(_Inspection(service, settings, recorder, meter, monitor), settings, door))
     app.include_router(_bundle_routes(service, door))
     app.include_router(_health_routes(service, recorder, meter))
+    app.state.is_stopping = lambda: False
+    if recorder is not None and monitor is not None:
+        app.include_router(stream_routes(service, recorder, monitor, door))
+        app.include_router(history_routes(service, recorder, door))
+        app.include_router(unseen_routes(service, recorder, door))
+        app.include_router(session_routes(door))
+        app.include_router(page_routes())
     _handle_errors(app)
     return app
 

@@ -11,28 +11,61 @@ from typing import Annotated, Any, Literal
 import cv2
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import Response
 from pydantic import Field
 
 from sbdzsl.config import ImageSettings, Settings, ThresholdRule
-from sbdzsl.errors import ConfigError, ServiceError
+from sbdzsl.errors import ServiceError
 from sbdzsl.inspector import load_image
 from sbdzsl.report.overlay import encode_thumbnail
+from sbdzsl.serving.answers import problems
 from sbdzsl.serving.journal import Event, Wanted
 from sbdzsl.serving.keys import Door, Key
-from sbdzsl.serving.answers import problems
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import Job, Service
 from sbdzsl.serving.stream import author, summary
+from sbdzsl.verdict import VERDICT_SCHEMA
 
 #: Rows of one export at most; longer ones are for `sbdzsl log query`.
 MAX_EXPORT = 50_000
 _PAGE = 2000
 
+#: The columns of an audit's verdicts and, beside them, those of the request.
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("event_id", pa.int64(), nullable=False),
+        *VERDICT_SCHEMA,
+        ("request_id", pa.string()),
+        ("camera", pa.string()),
+        ("trigger_id", pa.string()),
+        ("part_id", pa.string()),
+        ("sequence", pa.int64()),
+        ("captured_at", pa.timestamp("us", tz="UTC")),
+        ("surface_expected", pa.string()),
+        ("surface_as_expected", pa.bool_()),
+        ("queue_ms", pa.float32()),
+    ],
+    metadata=VERDICT_SCHEMA.metadata,
+)
+_TIMES = ("inspected_at", "modified_at", "captured_at")
+
+_KINDS = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8": "image/jpeg",
+    b"BM": "image/bmp",
+    b"RIFF": "image/webp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+}
+
 #: Pictures are of one judged image for good: the number is never given twice.
 _FOREVER = "private, max-age=31536000, immutable"
 
+#: The picture that a browser has already.
+KnownTag = Annotated[str | None, Header(include_in_schema=False)]
 Decision = Literal["good", "defect", "unsure"]
 Verdicts = Literal["good", "defect", "unseen", "error"]
 
@@ -68,13 +101,10 @@ def history_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
     """Answers of the journal."""
     router = APIRouter(prefix="/v1/verdicts", responses=problems(401, 403, 503))
     pictures = _Pictures(service, recorder)
-    Reader = Annotated[Key, Depends(door.with_scope("infer"))]
-    Number = Annotated[int, Query(ge=1, lt=2**63)]
-    tag = Annotated[str | None, Header(alias="if-none-match", include_in_schema=False)]
 
     @router.get("", summary="Answers, the newest first", responses=problems(400))
     async def verdicts(
-        _: Reader,
+        _: Annotated[Key, Depends(door.with_scope("infer"))],
         chosen: Annotated[Wanted, Depends(wanted)],
         before: Annotated[int | None, Query(ge=1, lt=2**63, description="Only events numbered below.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 100,
@@ -84,47 +114,51 @@ def history_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
 
     @router.get("/export", summary="The filtered answers as a file", responses=problems(400))
     async def export(
-        _: Reader,
+        _: Annotated[Key, Depends(door.with_scope("infer"))],
         chosen: Annotated[Wanted, Depends(wanted)],
         form: Annotated[Literal["csv", "parquet"], Query(alias="format", description="Form of the file.")] = "csv",
     ) -> Response:
         table = await asyncio.to_thread(_table, await _all(recorder, chosen))
-        data, kind = await asyncio.to_thread(_file, table, form)
+        data = await asyncio.to_thread(_file, table, form)
+        kind = "text/csv; charset=utf-8" if form == "csv" else "application/vnd.apache.parquet"
         name = f"verdicts-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.{form}"
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Rows": str(len(table))}
         return Response(data, media_type=kind, headers=headers)
 
     @router.get("/{number}", summary="One answer, whole, with its reviews", responses=problems(400, 404))
-    async def verdict(number: int, _: Reader) -> dict[str, Any]:
+    async def verdict(number: int, _: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, Any]:
         event = await _answer(recorder, number)
         reviews = await recorder.events(number, 100_000, Wanted(kinds=("review",)))
         own = [dict(one.document) | {"at": one.at} for one in reviews if one.document["of"] == number]
         return dict(event.document) | {"at": event.at, "reviews": own}
 
     @router.get("/{number}/image", summary="The image, byte for byte", responses=problems(400, 404))
-    async def image(number: int, _: Reader, known: tag = None) -> Response:
+    async def image(
+        number: int, _: Annotated[Key, Depends(door.with_scope("infer"))], if_none_match: KnownTag = None
+    ) -> Response:
         event = await _answer(recorder, number)
         digest = event.document["image_id"]
-        if known == f'"{digest}"':
+        if if_none_match == f'"{digest}"':
             return Response(status_code=304)
-        return _picture(await recorder.image(number), _media_type, digest)
+        content = await recorder.image(number)
+        return _picture(content, _media_type(content), digest)
 
     @router.get("/{number}/thumbnail", summary="The image as a small JPEG", responses=problems(400, 404))
     async def thumbnail(
         number: int,
-        _: Reader,
+        _: Annotated[Key, Depends(door.with_scope("infer"))],
         size: Annotated[int, Query(ge=32, le=2048, description="Longer side at most, in pixels.")] = 240,
-        known: tag = None,
+        if_none_match: KnownTag = None,
     ) -> Response:
         event = await _answer(recorder, number)
         mark = f"{event.document['image_id']}-{size}"
-        if known == f'"{mark}"':
+        if if_none_match == f'"{mark}"':
             return Response(status_code=304)
-        return _picture(await pictures.thumbnail(event, size), lambda _: "image/jpeg", mark)
+        return _picture(await pictures.thumbnail(event, size), "image/jpeg", mark)
 
     @router.get("/{number}/overlay", summary="The image with what was found, judged again now",
                 responses=problems(400, 404, 408, 422, 429))  # fmt: skip
-    async def overlay(number: int, _: Reader) -> Response:
+    async def overlay(number: int, _: Annotated[Key, Depends(door.with_scope("infer"))]) -> Response:
         return await pictures.overlay(await _answer(recorder, number))
 
     @router.post("/{number}/review", summary="Say what it really is", responses=problems(400, 404, 507))
@@ -155,11 +189,17 @@ class _Pictures:
         document = event.document
         content = await self.recorder.image(event.id)
         rule = document["threshold_policy"]
-        job = Job(content, document["uri"], document["bit_depth"], rule and ThresholdRule.parse(rule), with_overlay=True)
+        job = Job(
+            content, document["uri"], document["bit_depth"], rule and ThresholdRule.parse(rule), with_overlay=True
+        )
         judged = await self.service.inspect(job)
         if judged.overlay is None:
-            raise ServiceError("bad-request", f"the image of event {event.id} has no overlay: {document['error_detail']}")
-        picture = await asyncio.to_thread(_without_strip, judged.overlay, judged.verdict.image_height, judged.verdict.image_width)
+            raise ServiceError(
+                "bad-request", f"the image of event {event.id} has no overlay: {document['error_detail']}"
+            )
+        picture = await asyncio.to_thread(
+            _without_strip, judged.overlay, judged.verdict.image_height, judged.verdict.image_width
+        )
         headers = {
             "X-Verdict": judged.verdict.verdict,
             "X-Bundle": judged.verdict.bundle,
@@ -175,3 +215,71 @@ async def _answer(recorder: Recorder, number: int) -> Event:
     if event is None or event.kind != "verdict":
         raise ServiceError("unknown-event", f"event {number} is no answer; `GET /v1/verdicts` lists them")
     return event
+
+
+def _picture(content: bytes, kind: str, mark: str) -> Response:
+    headers = {"ETag": f'"{mark}"', "Cache-Control": _FOREVER, "X-Content-Type-Options": "nosniff"}
+    return Response(content, media_type=kind, headers=headers)
+
+
+def _media_type(content: bytes) -> str:
+    """What the bytes are by their first ones; never a type that a browser would run."""
+    for start, kind in _KINDS.items():
+        if content.startswith(start):
+            return kind
+    return "application/octet-stream"
+
+
+def _small(content: bytes, settings: ImageSettings, bit_depth: int | None, size: int) -> bytes:
+    loaded = load_image("", "", settings, bit_depth, content=content)
+    if loaded.image is None:
+        assert loaded.error is not None
+        raise loaded.error
+    tone = np.rint(np.clip(loaded.image.grey(), 0, 1) * 255).astype(np.uint8)
+    return encode_thumbnail(np.repeat(tone[:, :, None], 3, axis=2), size, size)
+
+
+def _without_strip(png: bytes, height: int | None, width: int | None) -> bytes:
+    """An overlay without the strip of words below it, so that it lies exactly on the image."""
+    drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert drawn is not None
+    done, data = cv2.imencode(".png", drawn[:height, :width])
+    assert done
+    return data.tobytes()
+
+
+async def _all(recorder: Recorder, chosen: Wanted) -> list[Event]:
+    """Every event of a filter, the newest first. Raises `ServiceError` "bad-request" where they are too many."""
+    found: list[Event] = []
+    while page := await recorder.latest(found[-1].id if found else None, _PAGE, chosen):
+        found += page
+        if len(found) > MAX_EXPORT:
+            raise ServiceError(
+                "bad-request",
+                f"the filter matches more than {MAX_EXPORT} answers: narrow it, or query the verdict log instead",
+            )
+    return found
+
+
+def _table(events: Sequence[Event]) -> pa.Table:
+    """Answers as a table, in the order given: the columns of an audit's verdicts and those of the request."""
+    rows = []
+    for event in events:
+        row = dict(event.document) | {"event_id": event.id}
+        rows.append(row | {name: row[name] and datetime.fromisoformat(row[name]) for name in _TIMES})
+    return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+
+
+def _file(table: pa.Table, form: Literal["csv", "parquet"]) -> bytes:
+    if form == "parquet":
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        return buffer.getvalue()
+    flat = pl.DataFrame(pl.from_arrow(table)).with_columns(
+        pl.col("regions").list.len().alias("num_regions"),
+        pl.col("attributes", "nearest_surfaces").list.join("; "),
+        pl.col("nearest_scores", "class_embedding").list.eval(pl.element().cast(pl.String)).list.join("; "),
+    )
+    # Text that a spreadsheet would run as a formula gets a leading quote.
+    safe = flat.drop("regions").with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'$1"))
+    return safe.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ").encode()

@@ -17,10 +17,11 @@ from typing import Any
 from sbdzsl.errors import SbdzslError, ServiceError
 from sbdzsl.serving.alarms import Alarm, AlarmBook
 from sbdzsl.serving.counters import Counters
-from sbdzsl.serving.journal import Wanted
+from sbdzsl.serving.journal import Event, Wanted
 from sbdzsl.serving.observe import log
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.rules import AlarmSettings, Window, total_ms
+from sbdzsl.serving.trend import Trend
 
 #: Seconds between two looks at what only time changes, such as a camera that fell silent.
 TICK_S = 1.0
@@ -28,6 +29,8 @@ TICK_S = 1.0
 SNAPSHOT_S = 30.0
 #: Changes of alarms that are read back at a start, and the answers that one reading takes.
 _MAX_CHANGES, _PAGE = 5000, 500
+#: Counted answers that are read again at a start, for the windows of rules and plots.
+_MAX_LOOKED_BACK = 3000
 
 _VERDICTS = Wanted(kinds=("verdict",))
 
@@ -40,6 +43,7 @@ class Monitor:
         self._settings = settings
         self._window = Window(settings)
         self._book = AlarmBook(settings.delay_on_s, settings.delay_off_s)
+        self._trend = Trend()
         self._counters = Counters(since=time.time())
         self._snapshot_at = time.monotonic()
         self._saved: dict[str, Any] = {}
@@ -76,6 +80,11 @@ class Monitor:
         self._require_alive()
         return self._counters.to_json() | {"p99_ms": self._window.p99_ms(), "budget_ms": self._settings.budget_ms}
 
+    async def trend(self) -> list[dict[str, Any]]:
+        """See `Trend.minutes`."""
+        self._require_alive()
+        return self._trend.minutes(time.time())
+
     async def reset(self, who: str, reason: str) -> dict[str, Any]:
         """Begin a new shift: all counts to zero. What they were stays in the journal. Raises "bad-request"."""
         if not reason.strip():
@@ -103,8 +112,8 @@ class Monitor:
         changes = await self._recorder.latest(None, _MAX_CHANGES, Wanted(kinds=("alarm",)))
         self._book.restore([event.document for event in reversed(changes)])
         through = self._counters.through
-        for event in reversed(await self._recorder.latest(through + 1, self._settings.window, _VERDICTS)):
-            self._window.take(event)
+        for event in reversed(await self._recorder.latest(through + 1, _MAX_LOOKED_BACK, _VERDICTS)):
+            self._look_at(event)
         self._saved = self._counters.snapshot()
 
     async def _follow(self) -> None:
@@ -113,13 +122,19 @@ class Monitor:
             try:
                 for event in await self._recorder.events(after, _PAGE, _VERDICTS, TICK_S):
                     after = event.id
-                    self._window.take(event)
-                    late = total_ms(event.document) > self._settings.budget_ms
+                    late = self._look_at(event) > self._settings.budget_ms
                     self._counters.take(event.id, event.document, late)
                 await self._tick()
             except SbdzslError as error:  # the disk is full: that is one of the alarms, and it may get room again
                 log.error("monitor", extra={"fields": {"code": error.code, "detail": error.message}})
                 await asyncio.sleep(TICK_S)
+
+    def _look_at(self, event: Event) -> float:
+        """What only the answers of late tell; the time that this one took, in ms."""
+        took = total_ms(event.document)
+        self._window.take(event)
+        self._trend.take(event.at, event.document["verdict"], took)
+        return took
 
     async def _tick(self) -> None:
         now = time.time()

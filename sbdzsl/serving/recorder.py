@@ -10,6 +10,7 @@ from typing import Any
 from sbdzsl.errors import ServiceError
 from sbdzsl.serving.evidence import Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
+from sbdzsl.serving.recent import RecentImages
 from sbdzsl.serving.settings import KeepSettings
 
 #: Below the data folder: the images that are kept.
@@ -33,6 +34,7 @@ class Recorder:
             self._evidence = Evidence(str(Path(folder) / IMAGES), keep.good_share, int(keep.max_images_mb * 2**20))
             stack.callback(self._evidence.close)
             self._open = stack.pop_all()
+        self._recent = RecentImages(int(keep.recent_mb * 2**20))
 
     async def record(self, document: Mapping[str, Any], content: bytes) -> int:
         """Keep an answer and the image that it is about; the number of its event.
@@ -41,6 +43,7 @@ class Recorder:
         `image_kept` whether there is an image. Raises `LakeError` "disk-full" where the event cannot be kept.
         """
         is_alarm, image_id = document["verdict"] != "good", document["image_id"]
+        self._recent.put(image_id, content)
         if is_alarm:
             kept = await self._evidence.keep_alarm(image_id, content)
         else:
@@ -48,9 +51,10 @@ class Recorder:
         return await self._journal.record("verdict", {**document, "image_kept": kept}, durable=is_alarm)
 
     async def image(self, number: int) -> bytes:
-        """The image that an event is about. Raises `ServiceError` "unknown-event" where it is not kept."""
+        """The image that an event is about, kept or of late. Raises `ServiceError` "unknown-event" where it is gone."""
         document = (await self.event(number)).document
-        content = await self._evidence.read(document["image_id"]) if "image_id" in document else None
+        image_id = document.get("image_id", "")
+        content = self._recent.get(image_id) or (await self._evidence.read(image_id) if image_id else None)
         if content is None:
             raise ServiceError("unknown-event", f"event {number} has no image: {_why_missing(document)}")
         return content
@@ -87,8 +91,8 @@ class Recorder:
 
     async def troubles(self) -> dict[str, str]:
         """What fails behind the scenes, by the name of the part, and how; empty while all is well."""
-        failure = self._journal.failure
-        return {} if failure is None else {"journal": failure.message}
+        parts = {"journal": self._journal.failure, "images": self._evidence.failure}
+        return {name: failure.message for name, failure in parts.items() if failure is not None}
 
     def close(self) -> None:
         """Write what waits and give the folder back."""

@@ -115,7 +115,9 @@ class Window:
         rejects, errors = self._share("defect"), self._share("error")
         if not settings.min_reject_rate <= rejects <= settings.max_reject_rate:
             band = {"low": _percent(settings.min_reject_rate), "high": _percent(settings.max_reject_rate)}
-            found.append(Condition("reject-rate", "", "high", values | band | {"rate": _percent(rejects)}, self._last("defect")))
+            found.append(
+                Condition("reject-rate", "", "high", values | band | {"rate": _percent(rejects)}, self._last("defect"))
+            )
         if errors > settings.max_error_rate:
             limit = {"rate": _percent(errors), "high": _percent(settings.max_error_rate)}
             found.append(Condition("error-rate", "", "medium", values | limit, self._last("error")))

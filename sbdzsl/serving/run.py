@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from sbdzsl.errors import ConfigError
 from sbdzsl.serving.app import build_app
 from sbdzsl.serving.keys import KeyFile
+from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import JsonLines
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import LocalService
@@ -42,13 +43,14 @@ def require_keys(host: str, settings: ServeSettings) -> KeyFile | None:
 @asynccontextmanager
 async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | None) -> AsyncIterator[FastAPI]:
     """The application with all that it needs in this process, for the length of a `with` block."""
-    service = await LocalService(bundle_url, settings).start()
-    kept = contextlib.closing(Recorder(settings.data, settings.keep)) if settings.data else contextlib.nullcontext()
-    with kept as recorder:
-        try:
-            yield build_app(service, settings, recorder, keys)
-        finally:
-            await service.close()
+    async with AsyncExitStack() as stack:
+        service = await LocalService(bundle_url, settings).start()
+        stack.push_async_callback(service.close)
+        recorder = monitor = None
+        if settings.data:
+            recorder = stack.enter_context(contextlib.closing(Recorder(settings.data, settings.keep)))
+            monitor = await stack.enter_async_context(Monitor(recorder, settings.alarms).run())
+        yield build_app(service, settings, recorder, keys, monitor)
 
 
 def serve(bundle_url: str, settings: ServeSettings, host: str, port: int, report: Callable[[str], None]) -> None:
@@ -80,7 +82,9 @@ async def _serve(
             server_header=False,
         )
         report(f"http://{host}:{port} judges by bundle {bundle_url}; Ctrl-C ends it")
-        await uvicorn.Server(config).serve()
+        server = uvicorn.Server(config)
+        app.state.is_stopping = lambda: server.should_exit
+        await server.serve()
 
 
 def _log_as_json() -> None:

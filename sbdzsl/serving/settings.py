@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sbdzsl.config import Promise, RuleSetting, Settings
 from sbdzsl.runtime import Runtime
+from sbdzsl.serving.rules import AlarmSettings
 
 Shape = Literal["fused", "routed"]
 
@@ -20,6 +21,7 @@ class KeepSettings(Settings):
 
     good_share: float = Field(0.01, ge=0, le=1, description="share of the good images whose bytes are kept")
     max_images_mb: float = Field(2048, ge=0, description="of all kept images; the oldest good ones go first")
+    recent_mb: float = Field(64, ge=0, description="images of late that are kept in memory for the page")
 
 
 class ServeSettings(Settings):
@@ -48,3 +50,4 @@ class ServeSettings(Settings):
     keys: str | None = Field(None, description="file of API keys; needed wherever others than this machine can connect")
     data: str | None = Field(None, description="folder on a local disk for journal, alerts and kept images")
     keep: KeepSettings = KeepSettings()
+    alarms: AlarmSettings = AlarmSettings()

@@ -2,7 +2,7 @@
 
 # No postponed annotations here: FastAPI reads those of the routes, which name what is around them.
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -14,13 +14,13 @@ from sbdzsl import __version__
 from sbdzsl.config import Settings
 from sbdzsl.errors import ServiceError
 from sbdzsl.serving.alarms import MAX_SHELVED_S
+from sbdzsl.serving.answers import problems
+from sbdzsl.serving.journal import Event, Wanted
 from sbdzsl.serving.keys import COOKIE, LOCAL, Door, Key
 from sbdzsl.serving.monitor import Monitor
-from sbdzsl.serving.answers import problems
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.rules import total_ms
 from sbdzsl.serving.service import Service
-from sbdzsl.serving.journal import Event, Wanted
 
 #: Seconds between two signs of life. A page that saw none for two of them knows that it is stale.
 HEARTBEAT_S = 10.0
@@ -86,13 +86,17 @@ def stream_routes(service: Service, recorder: Recorder, monitor: Monitor, door: 
         after: Annotated[int | None, Query(ge=0, lt=2**63, description="Number of the last event seen.")] = None,
         last_event_id: Annotated[str | None, Header(description="The same, as a browser sends it by itself.")] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        seen = int(last_event_id) if (last_event_id or "").isdecimal() else after
+        seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
         async for one in _stream(service, recorder, monitor, seen, request.app.state.is_stopping):
             yield one
 
     @router.get("/counters", summary="Counters of the shift")
     async def counters(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, Any]:
         return await monitor.counters()
+
+    @router.get("/trend", summary="Verdicts and latencies of the last hour, minute by minute")
+    async def trend(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, Any]:
+        return {"minutes": await monitor.trend()}
 
     @router.post("/counters/reset", summary="Begin to count anew", responses=problems(400, 507))
     async def reset(body: Reset, who: Annotated[Key, Depends(door.with_scope("review"))]) -> dict[str, Any]:
@@ -102,7 +106,9 @@ def stream_routes(service: Service, recorder: Recorder, monitor: Monitor, door: 
     async def alarms(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, Any]:
         return await monitor.alarms()
 
-    @router.post("/alarms/{number}/acknowledge", summary="Say that an alarm was seen", responses=problems(400, 404, 507))
+    @router.post(
+        "/alarms/{number}/acknowledge", summary="Say that an alarm was seen", responses=problems(400, 404, 507)
+    )
     async def acknowledge(
         number: str, body: Acknowledgement, who: Annotated[Key, Depends(door.with_scope("review"))]
     ) -> dict[str, Any]:
@@ -196,10 +202,10 @@ async def _stream(
 
 async def _health(service: Service, recorder: Recorder, retry: int | None = None) -> ServerSentEvent:
     """A sign of life: the time here, what fails, and which bundle is in force."""
-    data: Mapping[str, Any] = {"at": time.time(), "troubles": await recorder.troubles(), "version": __version__}
+    data: dict[str, Any] = {"at": time.time(), "troubles": await recorder.troubles(), "version": __version__}
     try:
         card = await service.card()
-        data = data | {"bundle": card.bundle[:16], "bundle_url": card.bundle_url, "surfaces": sorted(card.surfaces)}
+        data |= {"bundle": card.bundle[:16], "bundle_url": card.bundle_url, "surfaces": sorted(card.surfaces)}
     except ServiceError as error:
-        data = data | {"bundle": None, "detail": error.message}
+        data |= {"bundle": None, "detail": error.message}
     return ServerSentEvent(event="health", data=data | {"heartbeat_s": HEARTBEAT_S}, retry=retry)
