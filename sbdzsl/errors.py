@@ -140,6 +140,7 @@ class ServiceError(SbdzslError):
         "missing-scope": 403,
         "unknown-event": 404,
         "unknown-alarm": 404,
+        "no-candidate": 404,
         "deadline-exceeded": 408,
         "idempotency-in-flight": 409,
         "idempotency-mismatch": 422,

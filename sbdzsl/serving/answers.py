@@ -65,7 +65,7 @@ class Problem:
     request_id: str
 
 
-_PROBLEM = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
+_PROBLEM: dict[str, Any] = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
 _DESCRIPTIONS = {
     400: "A parameter is wrong, or the file is empty, damaged or cut.",
     401: "No live API key.",

@@ -14,22 +14,24 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from sbdzsl import __version__
-from sbdzsl.config import POLICY_FORMS, Settings, ThresholdRule
+from sbdzsl.config import POLICY_FORMS, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
 from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
 from sbdzsl.serving.assets import page_routes
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
+from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.history import history_routes
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.monitor import Monitor
-from sbdzsl.serving.observe import Meter, Observed, log
+from sbdzsl.serving.observe import Meter, Observed
+from sbdzsl.serving.open_inference import open_inference_routes
 from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
+from sbdzsl.serving.rollout import rollout_routes
 from sbdzsl.serving.service import Job, Judged, Service
 from sbdzsl.serving.settings import ServeSettings
 from sbdzsl.serving.stream import session_routes, stream_routes
@@ -69,12 +71,6 @@ def asked(
     """Read the query of an inspection. Raises `ConfigError`."""
     shot = Shot(camera, trigger_id, part_id, sequence, captured_at, surface)
     return Asked(shot, ThresholdRule.parse(policy) if policy else None, name, bit_depth, regions)
-
-
-class NewBundle(Settings):
-    """Which bundle to put in force."""
-
-    bundle: str = Field(description="folder or URL of a bundle, as the service can read it")
 
 
 _REQUEST_BODY = {
@@ -130,6 +126,12 @@ class _Inspection:
                 request.state.log_fields = _log_fields(replay.document)
         return _response(replay.document, request_id)
 
+    async def document(self, content: bytes, deadline: float, request_id: str) -> dict[str, Any]:
+        """Judge one image of which nothing else is known."""
+        query = Asked(Shot(), None, "", None, True)
+        found, _ = await self._judge(Upload(content), query, deadline, request_id, False)
+        return found
+
     async def several(self, request: Request, uploads: list[Upload], query: Asked, deadline: float) -> Response:
         """Judge the images of a form, in order; a bad one is a verdict "error" among the others."""
         documents = []
@@ -183,10 +185,12 @@ def build_app(
     recorder: Recorder | None = None,
     keys: KeyFile | None = None,
     monitor: Monitor | None = None,
+    rollout: CandidateService | None = None,
 ) -> FastAPI:
     """The application. Without a `recorder` nothing is kept, and without a `monitor` of it there is no operator page;
     without `keys` anyone who can connect may do anything.
 
+    `rollout` is the service itself where this process answers all requests, so that one of them can change its bundle.
     Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop.
     """
     meter = Meter()
@@ -199,8 +203,12 @@ def build_app(
         middleware=[Middleware(Observed, meter=meter)],
     )
     door = Door(keys)
-    app.include_router(_inspection_routes(_Inspection(service, settings, recorder, meter, monitor), settings, door))
+    inspection = _Inspection(service, settings, recorder, meter, monitor)
+    app.include_router(_inspection_routes(inspection, settings, door))
+    app.include_router(open_inference_routes(service, inspection.document, settings, door))
     app.include_router(_bundle_routes(service, door))
+    if rollout is not None:
+        app.include_router(rollout_routes(rollout, door))
     app.include_router(_health_routes(service, recorder, meter))
     app.state.is_stopping = lambda: False
     if recorder is not None and monitor is not None:
@@ -253,12 +261,6 @@ def _bundle_routes(service: Service, door: Door) -> APIRouter:
     @router.get("/surfaces", summary="The surfaces it knows, with their thresholds")
     async def surfaces(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, dict[str, Any]]:
         return {name: dict(values) for name, values in (await service.card()).surfaces.items()}
-
-    @router.post("/bundle", summary="Put another bundle in force", responses=problems(400, 404, 422))
-    async def swap(body: NewBundle, who: Annotated[Key, Depends(door.with_scope("admin"))]) -> dict[str, Any]:
-        card = await service.swap(body.bundle)
-        log.info("bundle", extra={"fields": {"bundle": card.bundle, "url": card.bundle_url, "by": who.name}})
-        return {"bundle": card.bundle, "bundle_url": card.bundle_url, "surfaces": sorted(card.surfaces)}
 
     return router
 

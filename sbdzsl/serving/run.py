@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from sbdzsl.errors import ConfigError
 from sbdzsl.serving.app import build_app
+from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
 from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import JsonLines
@@ -44,13 +45,13 @@ def require_keys(host: str, settings: ServeSettings) -> KeyFile | None:
 async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | None) -> AsyncIterator[FastAPI]:
     """The application with all that it needs in this process, for the length of a `with` block."""
     async with AsyncExitStack() as stack:
-        service = await LocalService(bundle_url, settings).start()
+        service = CandidateService(await LocalService(bundle_url, settings).start(), settings)
         stack.push_async_callback(service.close)
         recorder = monitor = None
         if settings.data:
             recorder = stack.enter_context(contextlib.closing(Recorder(settings.data, settings.keep)))
             monitor = await stack.enter_async_context(Monitor(recorder, settings.alarms).run())
-        yield build_app(service, settings, recorder, keys, monitor)
+        yield build_app(service, settings, recorder, keys, monitor, service)
 
 
 def serve(bundle_url: str, settings: ServeSettings, host: str, port: int, report: Callable[[str], None]) -> None:
