@@ -185,6 +185,8 @@ def build_app(
 ) -> FastAPI:
     """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything."""
     meter = Meter()
+    if recorder is not None:
+        recorder.watched_by(meter)
     app = FastAPI(
         title="sbdzsl",
         version=__version__,
