@@ -194,6 +194,8 @@ def build_app(
     Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop.
     """
     meter = Meter()
+    if recorder is not None:
+        recorder.watched_by(meter)
     app = FastAPI(
         title="sbdzsl",
         version=__version__,

@@ -82,6 +82,11 @@ class Evidence:
         """How much of a kind is kept now."""
         return Shelf(len(self._kept[kind]), self._bytes[kind])
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all images that are kept now."""
+        return sum(self._bytes.values())
+
     def close(self) -> None:
         """Write what waits."""
         self._thread.shutdown()
@@ -119,7 +124,7 @@ class Evidence:
 
     def _make_room(self) -> None:
         for kind in _ORDER:
-            while sum(self._bytes.values()) > self._max_bytes and self._kept[kind]:
+            while self.size_bytes > self._max_bytes and self._kept[kind]:
                 self._drop(kind, next(iter(self._kept[kind])))
 
     def _drop(self, kind: Kind, image_id: str) -> None:

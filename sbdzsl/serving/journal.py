@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import secrets
 import sqlite3
 import threading
 import time
@@ -32,6 +33,9 @@ SCHEMA_VERSION = 1
 
 #: Events that wait for the disk, at most; beyond, whoever records waits with them.
 MAX_WAITING = 5000
+
+#: Events that are forgotten in one commit.
+_CLEARED = 500
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
@@ -104,6 +108,8 @@ class Journal:
         self._writer = self._connect()
         self._writer.executescript(_TABLES)
         self._check_version()
+        #: Tells this journal from all others, also from one that stood in this folder before; 16 hex digits.
+        self.identity = self._named()
         self._next_id = 1 + self._last_id()
         self._reader_lock = threading.Lock()
         self._reader = self._connect()
@@ -176,6 +182,27 @@ class Journal:
         with contextlib.closing(self._connect()) as connection:
             connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
 
+    def read(self, after: int, limit: int, wanted: Wanted = ANY, up_to: int | None = None) -> list[Event]:
+        """As `events`, at once and from any thread, those that are on disk; numbered at most `up_to`."""
+        condition, values = ("id > ?", [after]) if up_to is None else ("id > ? AND id <= ?", [after, up_to])
+        return self._select(condition, values, wanted, "id", limit)
+
+    def behind(self, after: int, kind: str) -> tuple[int, float | None]:
+        """How many events of a kind come after a number, and the time of the oldest of them; from any thread."""
+        with self._reader_lock:
+            query = "SELECT count(*), min(at) FROM events WHERE kind = ? AND id > ?"
+            count, oldest = self._reader.execute(query, (kind, after)).fetchone()
+        return int(count), oldest
+
+    def clear(self, up_to: int, kind: str) -> None:
+        """Forget events of a kind numbered at most `up_to`; from any thread. Their numbers are never given again."""
+        self.note("cleared_to", max(up_to, self.mark("cleared_to") or 0))
+        chunk = "SELECT id FROM events WHERE kind = ? AND id <= ? ORDER BY id LIMIT ?"
+        with contextlib.closing(self._connect()) as connection:
+            # In small steps, for an alarm that is being recorded waits for each of them.
+            while connection.execute(f"DELETE FROM events WHERE id IN ({chunk})", (kind, up_to, _CLEARED)).rowcount:
+                pass
+
     def close(self) -> None:
         """Write what waits and give the file back."""
         self._waiting.put(None)
@@ -204,6 +231,10 @@ class Journal:
             raise LakeError(
                 "unsupported-store", f"{self._path} has tables of version {found}, expected {SCHEMA_VERSION}"
             )
+
+    def _named(self) -> str:
+        self._writer.execute("INSERT OR IGNORE INTO marks VALUES ('identity', ?)", (secrets.randbits(63),))
+        return f"{self.mark('identity'):016x}"
 
     def _connect(self) -> sqlite3.Connection:
         try:

@@ -1,4 +1,7 @@
-"""What is kept of each answer before it is given: its event in the journal, and the image where it is an alarm."""
+"""What is kept of each answer before it is given: its event in the journal, and the image where it is an alarm.
+
+The verdict log gets its rows from the journal, some time after.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any
 from sbdzsl.errors import ServiceError
 from sbdzsl.serving.evidence import Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
+from sbdzsl.serving.log import Backlog, VerdictLog
+from sbdzsl.serving.observe import Meter
 from sbdzsl.serving.recent import RecentImages
 from sbdzsl.serving.settings import KeepSettings
 
-#: Below the data folder: the images that are kept.
-IMAGES = "images"
+#: Below the data folder: the images that are kept, and the verdict log unless it has another place.
+IMAGES, LOG = "images", "log"
 
 #: Fields of an event's document that were no part of the answer.
 OWN_FIELDS = frozenset({"idempotency_key", "image_kept"})
@@ -33,6 +38,8 @@ class Recorder:
             stack.callback(self._journal.close)
             self._evidence = Evidence(str(Path(folder) / IMAGES), keep.good_share, int(keep.max_images_mb * 2**20))
             stack.callback(self._evidence.close)
+            self._log = VerdictLog(self._journal, keep.log or str(Path(folder) / LOG), keep)
+            stack.callback(self._log.close)
             self._open = stack.pop_all()
         self._recent = RecentImages(int(keep.recent_mb * 2**20))
 
@@ -75,8 +82,23 @@ class Recorder:
         """See `Journal.event`."""
         return await self._journal.event(number)
 
+    def watched_by(self, meter: Meter) -> None:
+        """Show in metrics how much is kept and how far the verdict log is behind."""
+        meter.watch("sbdzsl_log_rows_behind", "Rows not in the verdict log yet", lambda: self._log.backlog().rows)
+        meter.watch("sbdzsl_log_seconds_behind", "Age of the oldest of them", lambda: self._log.backlog().seconds)
+        meter.watch("sbdzsl_kept_alarm_images", "Images kept", lambda: self._evidence.shelf("alarm").images)
+        meter.watch("sbdzsl_kept_good_images", "Images kept", lambda: self._evidence.shelf("good").images)
+        meter.watch("sbdzsl_kept_image_bytes", "Of all images kept", lambda: self._evidence.size_bytes)
+
+    def backlog(self) -> Backlog:
+        """How far the verdict log is behind the journal; the journal holds what it lacks."""
+        return self._log.backlog()
+
     async def check(self) -> None:
-        """Raise the `LakeError` that keeps events or images from being written, if any does."""
+        """Raise the `LakeError` that keeps events or images from being written, if any does.
+
+        A verdict log that is behind does not: the journal holds its rows, and no line should stop for it.
+        """
         for failure in (self._journal.failure, self._evidence.failure):
             if failure is not None:
                 raise failure
@@ -85,6 +107,10 @@ class Recorder:
         """Keep something else that happened, such as a change of an alarm; on disk on return. Raises as `record`."""
         return await self._journal.record(kind, document)
 
+    async def identity(self) -> str:
+        """See `Journal.identity`."""
+        return self._journal.identity
+
     async def last_id(self) -> int:
         """See `Journal.last_id`."""
         return self._journal.last_id()
@@ -92,7 +118,11 @@ class Recorder:
     async def troubles(self) -> dict[str, str]:
         """What fails behind the scenes, by the name of the part, and how; empty while all is well."""
         parts = {"journal": self._journal.failure, "images": self._evidence.failure}
-        return {name: failure.message for name, failure in parts.items() if failure is not None}
+        found = {name: failure.message for name, failure in parts.items() if failure is not None}
+        behind = self._log.backlog()
+        if behind.failure is not None:
+            found["verdict log"] = f"{behind.rows} rows wait in the journal: {behind.failure}"
+        return found
 
     def close(self) -> None:
         """Write what waits and give the folder back."""
