@@ -24,7 +24,7 @@ from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, probl
 from sbdzsl.serving.assets import page_routes
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
 from sbdzsl.serving.candidate import CandidateService
-from sbdzsl.serving.history import history_routes
+from sbdzsl.serving.history import history_routes, picture_routes
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import Meter, Observed
@@ -215,7 +215,8 @@ def build_app(
     app.state.is_stopping = lambda: False
     if recorder is not None and monitor is not None:
         app.include_router(stream_routes(service, recorder, monitor, door))
-        app.include_router(history_routes(service, recorder, door))
+        app.include_router(history_routes(recorder, door))
+        app.include_router(picture_routes(service, recorder, door))
         app.include_router(unseen_routes(service, recorder, door))
         app.include_router(session_routes(door))
         app.include_router(page_routes())

@@ -75,10 +75,9 @@ def wanted(
     )
 
 
-def history_routes(service: Service, recorder: Recorder, door: Door) -> APIRouter:
-    """Answers of the journal."""
+def history_routes(recorder: Recorder, door: Door) -> APIRouter:
+    """Answers of the journal, as lists, files and documents, and what people say of them."""
     router = APIRouter(prefix="/v1/verdicts", responses=problems(401, 403, 503))
-    pictures = _Pictures(service, recorder)
 
     @router.get("", summary="Answers, the newest first", responses=problems(400))
     async def verdicts(
@@ -114,6 +113,21 @@ def history_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
         own = [dict(one.document) | {"at": one.at} for one in reviews if one.document["of"] == number]
         return dict(event.document) | {"at": event.at, "reviews": own}
 
+    @router.post("/{number}/review", summary="Say what it really is", responses=problems(400, 404, 507))
+    async def review(
+        number: int, body: Review, who: Annotated[Key, Depends(door.with_scope("review"))]
+    ) -> dict[str, Any]:
+        by = author(who, body.name)
+        return {"event_id": await recorder.review(number, by, body.decision, body.reason, body.comment), "who": by}
+
+    return router
+
+
+def picture_routes(service: Service, recorder: Recorder, door: Door) -> APIRouter:
+    """Judged images: as they came, small, and with what was found."""
+    router = APIRouter(prefix="/v1/verdicts", responses=problems(401, 403, 503))
+    pictures = _Pictures(service, recorder)
+
     @router.get("/{number}/image", summary="The image, byte for byte", responses=problems(400, 404))
     async def image(
         number: int, _: Annotated[Key, Depends(door.with_scope("infer"))], if_none_match: KnownTag = None
@@ -142,13 +156,6 @@ def history_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
                 responses=problems(400, 404, 408, 422, 429))  # fmt: skip
     async def overlay(number: int, _: Annotated[Key, Depends(door.with_scope("infer"))]) -> Response:
         return await pictures.overlay(await _answer(recorder, number))
-
-    @router.post("/{number}/review", summary="Say what it really is", responses=problems(400, 404, 507))
-    async def review(
-        number: int, body: Review, who: Annotated[Key, Depends(door.with_scope("review"))]
-    ) -> dict[str, Any]:
-        by = author(who, body.name)
-        return {"event_id": await recorder.review(number, by, body.decision, body.reason, body.comment), "who": by}
 
     return router
 

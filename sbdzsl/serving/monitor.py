@@ -48,6 +48,7 @@ class Monitor:
         self._snapshot_at = time.monotonic()
         self._saved: dict[str, Any] = {}
         self._follower: asyncio.Task[None] | None = None
+        self._is_open = True
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Monitor]:
@@ -57,6 +58,8 @@ class Monitor:
         try:
             yield self
         finally:
+            # Both, for `asyncio.wait_for` of Python 3.11 loses a cancellation that comes together with its result.
+            self._is_open = False
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._follower
@@ -118,7 +121,7 @@ class Monitor:
 
     async def _follow(self) -> None:
         after = self._counters.through
-        while True:
+        while self._is_open:
             try:
                 for event in await self._recorder.events(after, _PAGE, _VERDICTS, TICK_S):
                     after = event.id

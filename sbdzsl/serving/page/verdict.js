@@ -64,6 +64,8 @@ function why(result) {
     lines.push(el("strong", { class: "wrong" }, t("not-expected", { surface: result.surface_expected })));
   }
   if (result.verdict === "defect") lines.push(el("span", {}, t("places", { n: result.num_regions })));
+  if (result.part_id) lines.push(el("span", {}, t("tile-part", { part: result.part_id })));
+  if (result.camera) lines.push(el("span", {}, result.camera));
   return el("span", {}, lines.flatMap((line, at) => (at ? [" · ", line] : [line])));
 }
 
@@ -145,7 +147,7 @@ function bar(name, score, limit, low, high, margin) {
     svg("line", { x1: at, x2: at, y1: 1, y2: 13, class: isOver ? "mark over" : "mark", "vector-effect": "non-scaling-stroke" }),
   );
   const words = t("score-words", { score: number(score), limit: number(limit), margin });
-  return el("div", { class: "bar", role: "img", "aria-label": `${name}: ${words}` }, el("b", {}, name), drawing, el("span", {}, words));
+  return el("div", { class: "bar", role: "img", "aria-label": `${name}: ${words}` }, el("b", {}, name), el("span", {}, words), drawing);
 }
 
 function explanation(result) {
