@@ -26,6 +26,9 @@ from sbdzsl.serving.observe import log
 
 Kind = Literal["alarm", "good"]
 
+#: Where they lie below the data folder of a service.
+IMAGES = "images"
+
 #: What goes first when room is needed.
 _ORDER: tuple[Kind, ...] = ("good", "alarm")
 

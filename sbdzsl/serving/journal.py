@@ -294,6 +294,23 @@ class Journal:
             news.set()
 
 
+def stored_events(folder: str, kind: str) -> list[Event]:
+    """All events of a kind, the oldest first, read by any process, also while a service writes.
+
+    Raises `LakeError` "not-found" where there is no journal, "unreachable" where it cannot be read.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise LakeError("not-found", f"no {FILE} in {folder}: expected the data folder of `sbdzsl serve`")
+    query = "SELECT id, at, kind, document FROM events WHERE kind = ? ORDER BY id"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as found:
+            rows = found.execute(query, (kind,)).fetchall()
+    except sqlite3.Error as error:
+        raise LakeError("unreachable", f"{path} cannot be read: {error}") from None
+    return [Event(number, at, kind, json.loads(text)) for number, at, kind, text in rows]
+
+
 def _row(event: Event) -> tuple[Any, ...]:
     document = event.document
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)

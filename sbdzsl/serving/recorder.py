@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from sbdzsl.errors import ServiceError
-from sbdzsl.serving.evidence import Evidence
+from sbdzsl.serving.evidence import IMAGES, Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
 from sbdzsl.serving.log import Backlog, VerdictLog
 from sbdzsl.serving.observe import Meter
+from sbdzsl.serving.reviews import REVIEW, review_document
 from sbdzsl.serving.settings import KeepSettings
 
-#: Below the data folder: the images that are kept, and the verdict log unless it has another place.
-IMAGES, LOG = "images", "log"
+#: The verdict log below the data folder, unless it has another place.
+LOG = "log"
 
 #: Fields of an event's document that were no part of the answer.
 OWN_FIELDS = frozenset({"idempotency_key", "image_kept"})
@@ -61,6 +62,15 @@ class Recorder:
         if content is None:
             raise ServiceError("unknown-event", f"event {number} has no image: {_why_missing(document)}")
         return content
+
+    async def review(self, number: int, who: str, decision: str, reason: str | None = None, comment: str = "") -> int:
+        """Put beside a verdict what `who` says it should have been, on disk on return; the number of the review.
+
+        `decision` is a word of `reviews.Choice`, `reason` of `reviews.Reason`. Raises `ServiceError` "bad-request" for
+        other words, "unknown-event"; `LakeError` "disk-full".
+        """
+        said = review_document(await self.event(number), who, decision, reason, comment)
+        return await self._journal.record(REVIEW, said)
 
     async def answered(self, request_key: str) -> Event | None:
         """The event of a request that was answered under this idempotency key."""
