@@ -34,6 +34,9 @@ SCHEMA_VERSION = 1
 #: Events that wait for the disk, at most; beyond, whoever records waits with them.
 MAX_WAITING = 5000
 
+#: Numbers that are left out after a kill: more than can have waited for the disk.
+_SKIPPED = 4 * MAX_WAITING
+
 #: Events that are forgotten in one commit.
 _CLEARED = 500
 
@@ -110,7 +113,9 @@ class Journal:
         self._check_version()
         #: Tells this journal from all others, also from one that stood in this folder before; 16 hex digits.
         self.identity = self._named()
-        self._next_id = 1 + self._last_id()
+        # The good ones that a kill lost had numbers, which callers were told: these must not become others'.
+        self._next_id = 1 + self._last_id() + (_SKIPPED if self.mark("is_open") else 0)
+        self.note("is_open", 1)
         self._reader_lock = threading.Lock()
         self._reader = self._connect()
         self._waiting: queue.SimpleQueue[tuple[Event, Future[None]] | None] = queue.SimpleQueue()
@@ -207,6 +212,7 @@ class Journal:
         """Write what waits and give the file back."""
         self._waiting.put(None)
         self._thread.join()
+        self.note("is_open", 0)
         self._reader.close()
         self._writer.close()
         self._lock.release()

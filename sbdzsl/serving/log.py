@@ -98,7 +98,7 @@ class VerdictLog:
         self._begun = journal.mark(BEGUN) or 0
         self._cleared = 0
         self._tidied = -float("inf")
-        self._behind: tuple[int, float | None] = (0, None)
+        self._behind = journal.behind(self._done, "verdict")
         self._failure: str | None = None
         self._stopping = threading.Event()
         self._is_left = False

@@ -1,46 +1,17 @@
 """What a crash can lose: a real serving process, killed under load, and what the log has afterwards."""
 
-import itertools
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pyarrow.compute as pc
 import pytest
+from serving_process import Load, serving
 
 from sbdzsl.serving.log import read_log
 from tests.conftest import UNSEEN, Trained
-from tests.serving.server import Server, serving
 
 KEEP = {"log_seconds": 0.3, "good_share": 0.2}
-
-
-class Load:
-    """Posts images from several threads until the server is gone; `answers` are those that arrived whole."""
-
-    def __init__(self, server: Server, images: list[bytes]) -> None:
-        self.answers: list[dict[str, Any]] = []
-        self._url = f"{server.url}/v1/inspect"
-        self._images = itertools.cycle(images)
-        self._threads = [threading.Thread(target=self._post) for _ in range(3)]
-        for thread in self._threads:
-            thread.start()
-
-    def _post(self) -> None:
-        with httpx2.Client(timeout=30) as client:
-            while True:
-                try:
-                    answer = client.post(self._url, content=next(self._images), params={"camera": "c1"})
-                except httpx2.TransportError:
-                    return
-                found = answer.json()
-                self.answers.append(found.get("verdict") if isinstance(found.get("verdict"), dict) else found)
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.mark.slow
