@@ -208,6 +208,17 @@ class Journal:
             while connection.execute(f"DELETE FROM events WHERE id IN ({chunk})", (kind, up_to, _CLEARED)).rowcount:
                 pass
 
+    def check(self) -> None:
+        """Raise the `LakeError` that keeps events from being written, unless by now they can be; waits for the disk."""
+        failure = self.failure
+        if failure is None:
+            return
+        try:
+            self.note("tried", int(time.time()))
+        except (sqlite3.Error, LakeError):
+            raise failure from None
+        self.failure = None
+
     def close(self) -> None:
         """Write what waits and give the file back."""
         self._waiting.put(None)

@@ -5,6 +5,7 @@ The verdict log gets its rows from the journal, some time after.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -105,9 +106,8 @@ class Recorder:
 
         A verdict log that is behind does not: the journal holds its rows, and no line should stop for it.
         """
-        for failure in (self._journal.failure, self._evidence.failure):
-            if failure is not None:
-                raise failure
+        await asyncio.to_thread(self._journal.check)
+        await self._evidence.check()
 
     def close(self) -> None:
         """Write what waits and give the folder back."""
