@@ -199,11 +199,19 @@ class Journal:
             count, oldest = self._reader.execute(query, (kind, after)).fetchone()
         return int(count), oldest
 
-    def clear(self, up_to: int, kind: str) -> None:
-        """Forget events of a kind numbered at most `up_to`; from any thread. Their numbers are never given again."""
-        self.note("cleared_to", max(up_to, self.mark("cleared_to") or 0))
+    def clear(self, up_to: int, kind: str, keep: int) -> None:
+        """Forget events of a kind numbered at most `up_to`, but none of the newest `keep`; from any thread.
+
+        Their numbers are never given again.
+        """
+        newest = "SELECT id FROM events WHERE kind = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
         chunk = "SELECT id FROM events WHERE kind = ? AND id <= ? ORDER BY id LIMIT ?"
         with contextlib.closing(self._connect()) as connection:
+            row = connection.execute(newest, (kind, keep)).fetchone()
+            if row is None:
+                return
+            up_to = min(up_to, int(row[0]))
+            self.note("cleared_to", max(up_to, self.mark("cleared_to") or 0))
             # In small steps, for an alarm that is being recorded waits for each of them.
             while connection.execute(f"DELETE FROM events WHERE id IN ({chunk})", (kind, up_to, _CLEARED)).rowcount:
                 pass

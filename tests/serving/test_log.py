@@ -230,10 +230,14 @@ def test_the_journal_forgets_what_the_log_has_but_no_reviews(tmp_path: Path, mon
         asyncio.run(journal.record("review", {"of": 1}))
         fill(journal, range(9))
         until(lambda: [event.id for event in journal.read(0, 100)] == [1, 7, 8, 9, 10])
+        asyncio.run(journal.record("review", {"of": 2}))  # takes a number, and no place of a verdict
+    with kept(tmp_path, log_seconds=0, journal_events=4) as (journal, _):
+        time.sleep(0.1)
+        assert [event.id for event in journal.read(0, 100)] == [1, 7, 8, 9, 10, 11]
     with kept(tmp_path, log_seconds=0, journal_events=0) as (journal, _):
-        until(lambda: [event.id for event in journal.read(0, 100)] == [1])
-        assert asyncio.run(journal.record("verdict", document(0))) == 11
-    assert ids(str(tmp_path / "log")) == list(range(2, 12))
+        until(lambda: [event.id for event in journal.read(0, 100)] == [1, 11])
+        assert asyncio.run(journal.record("verdict", document(0))) == 12
+    assert ids(str(tmp_path / "log")) == [*range(2, 11), 12]
 
 
 def test_numbers_that_a_kill_lost_are_not_given_again(tmp_path: Path) -> None:
