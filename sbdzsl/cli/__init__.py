@@ -35,6 +35,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.errors import SbdzslError
@@ -45,6 +46,7 @@ app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
 app.add_typer(log_app, name="log")
+app.add_typer(reviews_app, name="reviews")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__

@@ -26,11 +26,18 @@ from sbdzsl.serving.observe import log
 
 Kind = Literal["alarm", "good"]
 
+#: Where they lie below the data folder of a service.
+IMAGES = "images"
+
 #: What goes first when room is needed.
 _ORDER: tuple[Kind, ...] = ("good", "alarm")
 
 #: Good images that wait for the disk, at most; beyond, they are not kept, for the line must not fill the memory.
 MAX_WAITING = 32
+
+
+#: Name of the empty file that is written in place of an image, to see whether one can be.
+_PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,11 @@ class Evidence:
         """Of all images that are kept now."""
         return sum(self._bytes.values())
 
+    async def check(self) -> None:
+        """Where the last image could not be kept: raise the `LakeError` that keeps one from being written still."""
+        if self.failure is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._try)
+
     def close(self) -> None:
         """Write what waits."""
         self._thread.shutdown()
@@ -102,6 +114,12 @@ class Evidence:
             self.failure = error if isinstance(error, LakeError) else LakeError("unreachable", str(error))
             log.error("image not kept", extra={"fields": {"image_id": image_id, "error": self.failure.message}})
             return False
+
+    def _try(self) -> None:
+        probe = self._path("alarm", _PROBE)
+        lake.write_bytes(str(probe), b"")
+        probe.unlink()
+        self.failure = None
 
     def _store(self, kind: Kind, image_id: str, content: bytes) -> bool:
         if len(content) > self._max_bytes:

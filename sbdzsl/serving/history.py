@@ -139,7 +139,7 @@ def picture_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
         content = await recorder.image(number)
         return _picture(content, _media_type(content), digest)
 
-    @router.get("/{number}/thumbnail", summary="The image as a small JPEG", responses=problems(400, 404))
+    @router.get("/{number}/thumbnail", summary="The image as a small JPEG", responses=problems(400, 404, 413, 415, 422))
     async def thumbnail(
         number: int,
         _: Annotated[Key, Depends(door.with_scope("infer"))],

@@ -67,7 +67,7 @@ RETRY_S = 5.0
 CLOSE_S = 15.0
 #: Days beyond retention are looked for so often, in seconds.
 TIDY_S = 3600.0
-#: Events are cleared from the journal when so many can be.
+#: The journal is cleared after every so many events.
 CLEAR_EVENTS = 1000
 
 _VERDICTS = Wanted(kinds=("verdict",))
@@ -98,7 +98,7 @@ class VerdictLog:
         self._begun = journal.mark(BEGUN) or 0
         self._cleared = 0
         self._tidied = -float("inf")
-        self._behind: tuple[int, float | None] = (0, None)
+        self._behind = journal.behind(self._done, "verdict")
         self._failure: str | None = None
         self._stopping = threading.Event()
         self._is_left = False
@@ -170,10 +170,9 @@ class VerdictLog:
 
     def _clear(self) -> None:
         """Let the journal forget verdicts that the log has, beyond those that it is to keep."""
-        up_to = min(self._done, self._journal.last_id() - self._keep.journal_events)
-        if up_to >= self._cleared + CLEAR_EVENTS:
-            self._journal.clear(up_to, "verdict")
-            self._cleared = up_to
+        if self._done >= self._cleared + CLEAR_EVENTS:
+            self._journal.clear(self._done, "verdict", self._keep.journal_events)
+            self._cleared = self._done
 
     def _remove_old_days(self) -> None:
         if self._keep.log_days is None or time.monotonic() < self._tidied + TIDY_S:

@@ -5,21 +5,23 @@ The verdict log gets its rows from the journal, some time after.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sbdzsl.errors import ServiceError
-from sbdzsl.serving.evidence import Evidence
+from sbdzsl.errors import LakeError, ServiceError
+from sbdzsl.serving.evidence import IMAGES, Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
 from sbdzsl.serving.log import Backlog, VerdictLog
 from sbdzsl.serving.observe import Meter
 from sbdzsl.serving.recent import RecentImages
+from sbdzsl.serving.reviews import REVIEW, review_document
 from sbdzsl.serving.settings import KeepSettings
 
-#: Below the data folder: the images that are kept, and the verdict log unless it has another place.
-IMAGES, LOG = "images", "log"
+#: The verdict log below the data folder, unless it has another place.
+LOG = "log"
 
 #: Fields of an event's document that were no part of the answer.
 OWN_FIELDS = frozenset({"idempotency_key", "image_kept"})
@@ -66,6 +68,15 @@ class Recorder:
             raise ServiceError("unknown-event", f"event {number} has no image: {_why_missing(document)}")
         return content
 
+    async def review(self, number: int, who: str, decision: str, reason: str | None = None, comment: str = "") -> int:
+        """Put beside a verdict what `who` says it should have been, on disk on return; the number of the review.
+
+        `decision` is a word of `reviews.Choice`, `reason` of `reviews.Reason`. Raises `ServiceError` "bad-request" for
+        other words, "unknown-event"; `LakeError` "disk-full".
+        """
+        said = review_document(await self.event(number), who, decision, reason, comment)
+        return await self._journal.record(REVIEW, said)
+
     async def answered(self, request_key: str) -> Event | None:
         """The event of a request that was answered under this idempotency key."""
         return await self._journal.answered(request_key)
@@ -99,9 +110,8 @@ class Recorder:
 
         A verdict log that is behind does not: the journal holds its rows, and no line should stop for it.
         """
-        for failure in (self._journal.failure, self._evidence.failure):
-            if failure is not None:
-                raise failure
+        await asyncio.to_thread(self._journal.check)
+        await self._evidence.check()
 
     async def note(self, kind: str, document: Mapping[str, Any]) -> int:
         """Keep something else that happened, such as a change of an alarm; on disk on return. Raises as `record`."""
@@ -117,8 +127,12 @@ class Recorder:
 
     async def troubles(self) -> dict[str, str]:
         """What fails behind the scenes, by the name of the part, and how; empty while all is well."""
-        parts = {"journal": self._journal.failure, "images": self._evidence.failure}
-        found = {name: failure.message for name, failure in parts.items() if failure is not None}
+        found = {}
+        for name, checked in (("journal", asyncio.to_thread(self._journal.check)), ("images", self._evidence.check())):
+            try:
+                await checked
+            except LakeError as error:
+                found[name] = error.message
         behind = self._log.backlog()
         if behind.failure is not None:
             found["verdict log"] = f"{behind.rows} rows wait in the journal: {behind.failure}"

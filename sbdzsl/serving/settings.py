@@ -24,7 +24,7 @@ class KeepSettings(Settings):
     recent_mb: float = Field(64, ge=0, description="images of late that are kept in memory for the page")
     journal_events: int = Field(200_000, ge=0, description="verdicts that the journal keeps once the log has them")
     log: str | None = Field(None, description="folder or URL of the verdict log; none: `log` in the data folder")
-    log_rows: int = Field(10_000, ge=1, description="a part of the log is written when so many rows wait")
+    log_rows: int = Field(2_000, ge=1, description="a part of the log is written when so many rows wait")
     log_seconds: float = Field(60.0, ge=0, description="or when one has waited so long")
     log_days: int | None = Field(None, ge=1, description="days that the log keeps; none: all")
 

@@ -147,5 +147,24 @@ def test_an_answer_is_kept_though_its_image_cannot_be_and_the_check_says_so(tmp_
             assert (await recorder.event(number)).document["image_kept"] is False
             with pytest.raises(LakeError, match="alarm"):
                 await recorder.check()
+            (tmp_path / "images" / "alarm").unlink()
+            await recorder.check()  # though no image has come since
+            assert await recorder.image(await recorder.record(answer(b"y"), b"y")) == b"y"
+        assert [path.name for path in (tmp_path / "images").glob("*/*/*")] == [named(b"y")]
+
+
+def test_a_journal_that_can_be_written_again_is_well_though_nothing_came_since(tmp_path: Path) -> None:
+    async def record() -> None:
+        with closing(Recorder(str(tmp_path))) as recorder:
+            journal = recorder._journal
+            journal._writer.execute("PRAGMA query_only = ON")
+            with pytest.raises(LakeError) as caught:
+                await recorder.record(answer(b"x"), b"x")
+            assert caught.value.code == "disk-full"
+            assert journal.failure is not None
+            await recorder.check()
+            assert journal.failure is None
+            journal._writer.execute("PRAGMA query_only = OFF")
+            assert await recorder.record(answer(b"x"), b"x") == 2
 
     asyncio.run(record())

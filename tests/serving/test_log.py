@@ -22,7 +22,7 @@ from sbdzsl.serving.journal import Journal
 from sbdzsl.serving.log import LOG_SCHEMA, VerdictLog, read_log
 from sbdzsl.serving.settings import KeepSettings
 from sbdzsl.verdict import VERDICT_SCHEMA, Region, Verdict
-from tests.stores import memory, s3, s3_endpoint  # noqa: F401
+from tests.stores import Doorkeeper, doorkeeper, memory, s3, s3_endpoint  # noqa: F401
 
 WHEN = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -200,6 +200,21 @@ def test_while_the_store_is_away_the_journal_holds_the_rows(tmp_path: Path) -> N
     assert ids(str(tmp_path / "log")) == [1, 2, 3, 4]
 
 
+def test_a_store_that_refuses_every_second_request_gets_each_row_once(
+    tmp_path: Path,
+    s3: str,  # noqa: F811
+    doorkeeper: Doorkeeper,  # noqa: F811
+) -> None:
+    doorkeeper.fail_one_in = 2
+    with kept(tmp_path, f"{s3}/log", log_seconds=0, log_rows=3) as (journal, _):
+        for first in range(0, 12, 4):
+            fill(journal, range(first, first + 4))
+        until(lambda: journal.mark(logs.DONE) == 12)
+    doorkeeper.fail_one_in = 0
+    assert ids(f"{s3}/log") == list(range(1, 13))
+    assert len(doorkeeper.requests) > 2 * len(lake.list_files(f"{s3}/log"))
+
+
 def test_a_new_journal_at_an_old_log_loses_nothing(tmp_path: Path) -> None:
     url = str(tmp_path / "log")
     for name in ("first", "second"):
@@ -215,10 +230,28 @@ def test_the_journal_forgets_what_the_log_has_but_no_reviews(tmp_path: Path, mon
         asyncio.run(journal.record("review", {"of": 1}))
         fill(journal, range(9))
         until(lambda: [event.id for event in journal.read(0, 100)] == [1, 7, 8, 9, 10])
+        asyncio.run(journal.record("review", {"of": 2}))  # takes a number, and no place of a verdict
+    with kept(tmp_path, log_seconds=0, journal_events=4) as (journal, _):
+        time.sleep(0.1)
+        assert [event.id for event in journal.read(0, 100)] == [1, 7, 8, 9, 10, 11]
     with kept(tmp_path, log_seconds=0, journal_events=0) as (journal, _):
-        until(lambda: [event.id for event in journal.read(0, 100)] == [1])
-        assert asyncio.run(journal.record("verdict", document(0))) == 11
-    assert ids(str(tmp_path / "log")) == list(range(2, 12))
+        until(lambda: [event.id for event in journal.read(0, 100)] == [1, 11])
+        assert asyncio.run(journal.record("verdict", document(0))) == 12
+    assert ids(str(tmp_path / "log")) == [*range(2, 11), 12]
+
+
+def test_numbers_that_a_kill_lost_are_not_given_again(tmp_path: Path) -> None:
+    with closing(Journal(str(tmp_path))) as journal:
+        fill(journal, range(3))
+    with closing(Journal(str(tmp_path))) as journal:
+        fill(journal, range(3, 4))
+        assert journal.last_id() == 4
+        journal.note("is_open", 2)  # what a killed one leaves behind
+        lost = journal.last_id() + 5
+        journal.note = lambda *_: None  # type: ignore[method-assign]
+    with closing(Journal(str(tmp_path))) as journal:
+        fill(journal, range(4, 5))
+        assert journal.last_id() > lost
 
 
 def test_days_beyond_retention_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
