@@ -21,6 +21,13 @@ from tests.serving.running import Running, running
 
 Picture = Callable[..., bytes]
 
+#: What a gloved finger would miss: controls below 44 px. Links in a table have their row.
+TOO_SMALL = """
+return [...document.querySelectorAll("button, .button, nav a, select")]
+  .filter((one) => one.offsetParent && !one.matches("td *") && one.getBoundingClientRect().height < 44)
+  .map((one) => one.outerHTML)
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _chromium() -> None:
@@ -74,8 +81,9 @@ def page(live: Running, tmp_path: Path) -> Iterator[WebDriver]:
         driver.get(live.url)
         until(lambda: text(driver, "#foot").startswith("● Connected") or "Connected" in text(driver, "#foot"))
         yield driver
-        severe = [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]  # type: ignore[no-untyped-call]
-        assert [line for line in severe if "404" not in line["message"] and "ERR_" not in line["message"]] == []
+        # What went wrong in the page itself; answers such as 415 are the service's.
+        logged = driver.get_log("browser")  # type: ignore[no-untyped-call]
+        assert [line for line in logged if line["level"] == "SEVERE" and line["source"] != "network"] == []
 
 
 def test_an_image_that_is_posted_is_seen_within_two_seconds(
@@ -106,12 +114,18 @@ def test_an_image_that_is_posted_is_seen_within_two_seconds(
 
 
 def test_filters_keys_and_pause(live: Running, page: WebDriver, picture_of: Picture) -> None:
-    sent = [live.post(picture_of(SEEN[0], label, 2), part_id=label) for label in ("benign", "defect", "benign")]
+    pictures = [picture_of(SEEN[0]), picture_of(SEEN[0], "defect", 1)]
+    sent = [
+        live.post(picture, part_id=part)
+        for picture, part in zip((*pictures, pictures[0]), ("a", "bad", "c"), strict=True)
+    ]
+    assert [one["verdict"] for one in sent] == ["good", "defect", "good"]
     numbers = [int(str(one["event_id"])) for one in sent]
     until(lambda: len(every(page, "#strip [role=option]")) == 3)
     press(page, "n")
     until(lambda: len(every(page, "#strip [role=option]")) == 1)
     until(lambda: shown_event(page) == numbers[1])
+    assert "part bad" in text(page, "#review")  # what is reviewed is what is shown
     press(page, "n")
     until(lambda: shown_event(page) == numbers[2])
     press(page, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
@@ -200,16 +214,14 @@ def test_a_lost_stream_greys_the_page(live: Running, page: WebDriver, picture_of
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_it_fits_and_can_be_touched(live: Running, tmp_path: Path, picture_of: Picture, width: int) -> None:
     live.post(picture_of(SEEN[0], "defect", 1), camera="line7", part_id="P-1")
+    live.post(picture_of(UNSEEN), camera="line7", part_id="P-2")  # its word is the longest
     with browser(tmp_path / f"profile {width}", width, 800) as driver:
         for view in ("line", "history", "alarms", "unseen", "try"):
             driver.get(f"{live.url}/#{view}")
             until(lambda: "Connected" in text(driver, "#foot"))
             wide = driver.execute_script("return document.documentElement.scrollWidth")
             assert (view, wide) == (view, width)
-            small = driver.execute_script(
-                "return [...document.querySelectorAll('button, .button, nav a, select')].filter(one => one.offsetParent "
-                "&& !one.matches('td *') && one.getBoundingClientRect().height < 44).map(one => one.outerHTML)"
-            )
+            small = driver.execute_script(TOO_SMALL)
             assert (view, small) == (view, [])
 
 

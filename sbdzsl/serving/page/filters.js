@@ -32,7 +32,7 @@ export function filterRow(node) {
     VERDICTS.map((one) => chip(t(`verdict-${one}`), verdicts.has(one), () => toggled(verdicts, one), one)),
     known("surface").map((one) => chip(one, surfaces.has(one), () => toggled(surfaces, one), "surface")),
     known("camera").map((one) => chip(one, cameras.has(one), () => toggled(cameras, one), "camera")),
-    (verdicts.size || surfaces.size || cameras.size) &&
+    verdicts.size + surfaces.size + cameras.size > 0 &&
       button(t("clear-filters"), () => {
         state.filters = { verdicts: new Set(), surfaces: new Set(), cameras: new Set() };
         changed("filters");

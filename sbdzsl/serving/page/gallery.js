@@ -2,7 +2,7 @@
 
 import { get, inspect } from "./api.js";
 import { fetchResult } from "./alarms.js";
-import { button, byId, count, el, fullTime, number, show, t } from "./dom.js";
+import { button, byId, count, el, fullTime, number, show, t, thinned } from "./dom.js";
 import { filterRow } from "./filters.js";
 import { copy, notify } from "./forms.js";
 import { filterQuery, may, on, select, state } from "./state.js";
@@ -18,11 +18,13 @@ export function startGallery() {
   on("filters", () => {
     if (!byId("view-history").hidden) loadHistory();
   });
+  on("results", thinned(() => filterRow(chips), 1000));
   drawTry();
 }
 
 // History ---------------------------------------------------------------------------------------------------------
 
+const chips = el("div", { class: "chips" });
 let history = [];
 let since = "";
 
@@ -48,7 +50,6 @@ function drawHistory(hasMore) {
     asked.set("format", form);
     return el("a", { class: "button", href: `v1/verdicts/export?${asked}`, download: "" }, t(`export-${form}`));
   };
-  const chips = el("div", { class: "chips" });
   filterRow(chips);
   const from = el("input", { type: "datetime-local", id: "since", value: since, onchange: () => { since = from.value; loadHistory(); } });
   const columns = ["time", "verdict", "surface", "camera", "part", "score", "limit", "file"];

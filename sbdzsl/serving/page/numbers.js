@@ -6,7 +6,7 @@ import { changed, may, on, signature, state, VERDICTS } from "./state.js";
 import { askFor, notify } from "./forms.js";
 
 const TREND_MS = 5000;
-const WIDTH = 600;
+const WIDTH = 360;
 const HEIGHT = 120;
 
 export function startNumbers() {

@@ -15,7 +15,7 @@ const REASONS = {
 let drawnFor = null;
 
 export function startReview() {
-  on("results selection session", () => {
+  on("results selection session filters", () => {
     if (current()?.event_id !== drawnFor) draw();
   });
   on("session", draw);

@@ -86,7 +86,7 @@ function drawPicture(result) {
     src: `${result.thumbnail}?size=${PICTURE_PX}`,
     onerror: () => image.replaceWith(el("p", { class: "missing" }, t("picture-gone"))),
   });
-  const note = el("figcaption", {}, result.verdict === "defect" ? t(wantsOverlay ? "overlay-loading" : "overlay-off") : t("no-overlay"));
+  const note = el("figcaption", {}, result.verdict === "defect" ? t(wantsOverlay ? "overlay-loading" : "overlay-off") : t(result.verdict === "unseen" ? "not-looked" : "no-overlay"));
   const toggle = el(
     "button",
     { type: "button", id: "overlay", "aria-pressed": String(state.overlay), disabled: result.verdict !== "defect", onclick: toggleOverlay },
