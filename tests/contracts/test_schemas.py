@@ -95,6 +95,7 @@ CODES = {
     "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled", "crashing"},
     "StoppedError": {"too-many-errors", "out-of-time"},
+    "AlertError": {"outbox-unusable", "sink-unreachable", "alert-refused", "sink-gone"},
 }
 
 #: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
