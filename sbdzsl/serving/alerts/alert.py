@@ -47,8 +47,8 @@ class Alert:
     document: Mapping[str, Any]
 
     def to_json(self) -> bytes:
-        """The document as compact JSON. A score that is not finite is null: JSON has no word for it."""
-        return pydantic_core.to_json(self.document, inf_nan_mode="null")
+        """The document as compact JSON."""
+        return pydantic_core.to_json(self.document)
 
     @classmethod
     def from_json(cls, body: bytes | str) -> Alert:
@@ -77,7 +77,8 @@ def make_alert(answer: Mapping[str, Any], base_url: str | None = None, idempoten
         "looks": _looks(answer),
         "overlay_url": _overlay_url(base_url, event_id),
     }
-    return Alert(alert_id, created_at, document)
+    # A score that is not finite becomes null here: JSON has no word for it.
+    return Alert.from_json(pydantic_core.to_json(document, inf_nan_mode="null"))
 
 
 def _overlay_url(base_url: str | None, event_id: int | None) -> str | None:

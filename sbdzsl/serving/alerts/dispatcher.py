@@ -268,7 +268,7 @@ class Courier:
             "error": reason[:_MOST_OF_AN_ERROR],
             "alert": delivery.alert.document,
         }
-        append_line(self.dead_letters, pydantic_core.to_json(letter, inf_nan_mode="null"))
+        append_line(self.dead_letters, pydantic_core.to_json(letter))
         self._outbox.finish(delivery, "dead", reason)
         self._given_up += 1
         log.error(

@@ -19,8 +19,8 @@ from sbdzsl.serving.alerts.sinks.machinery_result import ResultManagement
 if TYPE_CHECKING:
     from sbdzsl.serving.alerts.sinks import History, Receipt
 
-#: The standard address space is built at the start, which takes a second or two on a small machine.
-_START_S, _CALL_S = 60.0, 10.0
+#: The standard address space is built at the start: a second of computing, more where others want the processor too.
+_START_S, _CALL_S = 120.0, 10.0
 
 
 class OpcUaSink:
