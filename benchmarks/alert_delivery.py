@@ -171,7 +171,7 @@ def _milliseconds(times: list[float]) -> dict[str, float]:
 def main() -> None:
     """Kill, measure, record; exit code 1 if an accepted alert was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="of the process, for each sink")
+    parser.add_argument("--kills", type=int, default=10, help="of the process, for each sink")
     parser.add_argument("--alerts", type=int, default=200, help="whose latency is measured, for each sink")
     words = parser.parse_args()
     if find_mosquitto() is None:

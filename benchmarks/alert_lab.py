@@ -330,15 +330,17 @@ def survive_kills(
 ) -> tuple[list[str], list[str]]:
     """Kill the process that puts and delivers, again and again; the ids it accepted, and those that had arrived.
 
-    Each process is killed after it accepted 5 to 40 alerts, at a random moment; `between` breaks the receiver. The
-    last process is given time to deliver what the others left.
+    Each process is killed at a random moment after it accepted 5 to 40 alerts, every other one not before something
+    arrived from it; `between` breaks the receiver. The last process is given time to deliver what the others left.
     """
     settings = {"folder": str(folder), "sinks": [sink | {"retry": {"first_wait_s": 0.05, "longest_wait_s": 0.5}}]}
     accepted: list[str] = []
     for turn in range(kills):
         producer = Producer(settings, 1000 * turn, 1000, pause_s=0.005)
-        wanted = chance.randint(5, 40)
+        wanted, before = chance.randint(5, 40), len(arrived())
         until(lambda p=producer, n=wanted: len(p.accepted) >= n, 120)
+        if turn % 2:
+            until(lambda n=before: len(arrived()) > n, 120)
         time.sleep(chance.uniform(0, 0.05))
         producer.kill()
         accepted += producer.accepted

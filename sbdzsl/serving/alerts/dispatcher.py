@@ -21,6 +21,7 @@ from typing import Literal
 import pydantic_core
 
 from sbdzsl.errors import AlertError
+from sbdzsl.serving.alerts.alert import Alert
 from sbdzsl.serving.alerts.files import append_line
 from sbdzsl.serving.alerts.outbox import Delivery, Outbox
 from sbdzsl.serving.alerts.settings import AlertSettings, AnySink, RetrySettings
@@ -146,6 +147,7 @@ class Courier:
         self._news, self._urgent = threading.Event(), threading.Event()
         self._state: SinkState = "standby"
         self._failures_in_a_row = 0
+        self._counting = threading.Lock()
         self._delivered = self._failed = self._given_up = 0
         self._last_error: tuple[str, datetime] | None = None
         outbox.on_put(self._news.set)
@@ -191,24 +193,30 @@ class Courier:
         if self._state == "disabled":
             self._give_up_the_old()
             return
-        if not self._is_open:
-            self._sink.open()
-            self._is_open = True
         delivery = self._outbox.due(self.label)
+        try:
+            self._open()
+            is_received = delivery is not None and self._deliver(delivery.alert)
+        except AlertError as error:
+            if delivery is None:
+                raise
+            self._on_failure(delivery, error)
+            return
         if delivery is None:
             self._news.wait(_LOOK_S)
             self._news.clear()
-            return
-        try:
-            is_received = self._deliver(delivery)
-        except AlertError as error:
-            self._on_failure(delivery, error)
         else:
             self._on_success(delivery, is_received)
 
-    def _deliver(self, delivery: Delivery) -> bool:
+    def _open(self) -> None:
+        if not self._is_open:
+            self._sink.open()
+            self._is_open = True
+            self._works()
+
+    def _deliver(self, alert: Alert) -> bool:
         try:
-            return self._sink.deliver(delivery.alert)
+            return self._sink.deliver(alert)
         except AlertError:
             raise
         except Exception as error:
@@ -216,12 +224,10 @@ class Courier:
             raise AlertError("sink-unreachable", f"{type(error).__name__}: {error}") from error
 
     def _on_success(self, delivery: Delivery, is_received: bool) -> None:
-        if self._state == "failing":
-            log.warning("sink %s takes alerts again", self.label)
-        self._state, self._failures_in_a_row = "delivering", 0
+        self._works()
         if is_received:
             self._outbox.finish(delivery, "delivered")
-            self._delivered += 1
+            self._count_delivered()
             return
         deadline = delivery.created_at + self._retry.give_up_after_h * 3600
         if time.time() < deadline:
@@ -275,6 +281,11 @@ class Courier:
             "alert %s to sink %s is given up, see %s: %s", delivery.alert.id, self.label, self.dead_letters, reason
         )
 
+    def _works(self) -> None:
+        if self._state == "failing":
+            log.warning("sink %s works again", self.label)
+        self._state, self._failures_in_a_row = "delivering", 0
+
     def _note(self, error: AlertError) -> None:
         """Count a failure; the first in a row is logged, for there may be thousands."""
         self._failed += 1
@@ -286,6 +297,8 @@ class Courier:
 
     def _pause(self, error: AlertError) -> None:
         """Leave the whole sink alone for a while; what it asks for itself counts up to an hour."""
+        if self._stopping.is_set():
+            return
         asked = min(error.retry_after_s or 0.0, _LONGEST_AFTER_REFUSAL_S)
         self._urgent.wait(max(asked, wait_s(self._retry, self._failures_in_a_row)))
         self._urgent.clear()
@@ -293,9 +306,13 @@ class Courier:
     def _received(self, alert_id: str) -> bool:
         was_waiting = self._outbox.acknowledge(self.label, alert_id)
         if was_waiting:
-            self._delivered += 1
+            self._count_delivered()
             self._urgent.set()
         return was_waiting
+
+    def _count_delivered(self) -> None:
+        with self._counting:  # receipts come in other threads
+            self._delivered += 1
 
 
 def wait_s(retry: RetrySettings, failures: int, longest_s: float | None = None) -> float:

@@ -189,7 +189,7 @@ AnySink = Annotated[FileSettings | WebhookSettings | MqttSettings | OpcUaSetting
 
 
 class AlertSettings(Settings):
-    """Where alerts wait, and who is told. Without sinks nothing is written anywhere."""
+    """Where alerts wait, and who is told. Without sinks there are no alerts."""
 
     folder: str = Field("alerts", min_length=1, description="on a local disk: the outbox and the dead-letter files")
     keep_days: float = Field(7.0, gt=0, description="delivered and dead alerts stay so long in the outbox")

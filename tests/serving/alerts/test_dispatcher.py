@@ -31,8 +31,13 @@ class Scripted:
         self.taken: list[int] = []
         self.receipt: Callable[[str], bool] = lambda _: False
         self.closed = False
+        #: So many calls of `open` fail.
+        self.unopened = 0
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        if self.unopened > 0:
+            self.unopened -= 1
+            raise AWAY
 
     def deliver(self, alert: Alert) -> bool:
         self.attempts.append(alert.document["sequence"])
@@ -151,6 +156,28 @@ def test_an_outage_longer_than_the_stated_time_ends_in_dead_letters(tmp_path: Pa
         assert dispatcher.statistics()[0].pending == 0
 
 
+def test_a_sink_that_never_opens_is_an_outage_too(tmp_path: Path, scripted: Any) -> None:
+    sink = scripted(a=lambda _: True)["a"]
+    sink.unopened = 10**6
+    retry = QUICK.model_copy(update={"give_up_after_h": 0.2 / 3600})
+    with dispatching(settings(tmp_path, "a", retry=retry)) as (outbox, dispatcher):
+        put(outbox, *range(3))
+        until(lambda: dispatcher.statistics()[0].given_up == 3)
+        sink.unopened = 0
+        put(outbox, 3)
+        until(lambda: dispatcher.statistics()[0].delivered == 1)
+    assert sink.taken == [3]
+
+
+def test_a_sink_opens_before_there_is_anything_to_deliver(tmp_path: Path, scripted: Any) -> None:
+    sink = scripted(a=lambda _: True)["a"]
+    sink.unopened = 3
+    with dispatching(settings(tmp_path, "a")) as (_, dispatcher):
+        until(lambda: sink.unopened == 0)
+        until(lambda: dispatcher.statistics()[0].failed == 3)
+        until(lambda: dispatcher.statistics()[0].state == "delivering")
+
+
 def test_old_alerts_are_tried_often_enough_before_they_are_given_up(tmp_path: Path, scripted: Any) -> None:
     """After a week without power the receiver may need longer to come up than we do."""
     scripted(a=lambda _: True)
@@ -236,11 +263,10 @@ def test_what_waits_for_a_receipt_is_offered_once_and_delivered_by_it(tmp_path: 
 
 def test_what_waits_for_a_receipt_is_offered_again_after_a_restart(tmp_path: Path, scripted: Any) -> None:
     sink = scripted(a=lambda _: False)["a"]
-    for _ in range(2):
+    for turn in range(2):
         with dispatching(settings(tmp_path, "a")) as (outbox, _):
             put(outbox, 1)
-            seen = len(sink.attempts)
-            until(lambda seen=seen: len(sink.attempts) > seen)
+            until(lambda turn=turn: len(sink.attempts) > turn)
     assert sink.attempts == [1, 1]
 
 

@@ -1,12 +1,14 @@
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from alert_lab import draw_answer
 
 from sbdzsl import config
 from sbdzsl.errors import ConfigError
-from sbdzsl.serving.alerts import AlertSettings
+from sbdzsl.serving.alerts import AlertSettings, Dispatcher, Outbox
 from sbdzsl.serving.alerts.settings import FileSettings, SecretSource
 
 HOOK: dict[str, Any] = {"kind": "webhook", "url": "https://mes.example/hook", "secrets": [{"env": "KEY"}]}
@@ -21,8 +23,6 @@ def read(*sinks: dict[str, Any]) -> AlertSettings:
 def test_settings_as_the_manual_has_them_are_read() -> None:
     manual = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text(encoding="utf-8")
     text = manual.split("```yaml\n")[1].split("```")[0]
-    import yaml
-
     settings = config.parse(AlertSettings, yaml.safe_load(text)["alerts"], "docs/alerts.md")
     assert [sink.kind for sink in settings.sinks] == ["file", "webhook", "mqtt", "opcua"]
 
@@ -90,6 +90,20 @@ def test_a_secret_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.
         SecretSource(env="KEY").read()
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         SecretSource(file=str(tmp_path / "none")).read()
+
+
+@pytest.mark.parametrize(("sink", "package", "extra"), [(MQTT, "paho", "mqtt"), (OPCUA, "asyncua", "opcua")])
+def test_a_package_that_is_not_installed_is_named_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: dict[str, Any], package: str, extra: str
+) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == package] + [package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    settings = read(sink).model_copy(update={"folder": str(tmp_path)})
+    outbox = Outbox(settings)
+    with pytest.raises(ConfigError, match=rf"pip install 'sbdzsl\[{extra}\]'") as error:
+        Dispatcher(outbox, settings)
+    assert error.value.code == "missing-extra"
+    outbox.close()
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,10 @@ class MqttSink:
     def close(self) -> None:
         """Say offline and disconnect: the last will is for those who cannot say so themselves."""
         if self._connection is not None:
-            with contextlib.suppress(AlertError):  # a broker that is away says offline by itself when it is back
-                self._connection.publish(self._status, b"offline", retain=True)
+            # Where the connection is lost, the broker has said so by the last will.
+            if self._connection.is_up():
+                with contextlib.suppress(AlertError):
+                    self._connection.publish(self._status, b"offline", retain=True)
             self._drop()
 
     def _drop(self) -> None:
@@ -121,6 +123,10 @@ class _Connection:
         if receipt.is_failure:
             # Mostly an access list of the broker, and then it is so for all alerts of this topic.
             raise AlertError("sink-unreachable", f"MQTT broker {self._place} refused {topic}: {receipt}")
+
+    def is_up(self) -> bool:
+        """Whether there is a connection to the broker now."""
+        return bool(self._client.is_connected())
 
     def close(self) -> None:
         """Disconnect and end the network thread."""
