@@ -202,10 +202,14 @@ def _listens(port: int) -> bool:
 
 
 class Subscriber:
-    """Keeps what comes in below a topic: (topic, payload, whether it was retained). Its session outlasts the broker."""
+    """Keeps what comes in below a topic: (topic, payload, whether it was retained). Its session outlasts the broker.
+
+    A broker that was restarted sends again what it had no receipt of, flagged as such: that is counted apart.
+    """
 
     def __init__(self, port: int, topic: str = "#", username: str | None = None, password: str | None = None) -> None:
         self.messages: list[tuple[str, bytes, bool]] = []
+        self.redelivered = 0
         self._subscribed = threading.Event()
         self._client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2, client_id=f"subscriber-{uuid.uuid4().hex[:8]}", clean_session=False,
@@ -216,9 +220,7 @@ class Subscriber:
             self._client.username_pw_set(username, password)
         self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
-        self._client.on_message = lambda _c, _d, message: self.messages.append(
-            (message.topic, message.payload, message.retain)
-        )
+        self._client.on_message = self._keep
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         if not self._subscribed.wait(10):
@@ -233,6 +235,13 @@ class Subscriber:
         """Stop, and wait for its thread."""
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _keep(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:
+        found = (message.topic, message.payload, message.retain)
+        if message.dup and found in self.messages:
+            self.redelivered += 1
+        else:
+            self.messages.append(found)
 
 
 class OpcUaReader:
