@@ -109,6 +109,7 @@ CODES = {
         "not-ready",
         "unreachable",
     },
+    "AlertError": {"outbox-unusable", "sink-unreachable", "alert-refused", "sink-gone"},
 }
 
 #: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
