@@ -45,6 +45,7 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/audit_listing.py
 	$(BIN)/python benchmarks/report_scale.py
 	$(BIN)/python benchmarks/audit_s3.py
+	$(BIN)/python benchmarks/watch_kills.py
 	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/readme_table.py
 

@@ -150,15 +150,7 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
 
     Raises `BundleError`: "no-bundle", "wrong-version", "damaged-bundle" (a file is missing or not what the card says).
     """
-    try:
-        raw = lake.read_bytes(lake.join(url, CARD))
-    except LakeError as error:
-        raise BundleError(
-            "no-bundle",
-            f"no bundle at {lake.absolute_url(url)} ({error.message}); expected a folder that `sbdzsl train` wrote. "
-            "A job on a cluster needs a path or URL that every node can read",
-        ) from None
-    card = _parse_card(url, raw)
+    card = read_card(url)
     tensors = {name: _read_tensors(url, name, digest) for name, digest in card["files"].items()}
     try:
         settings = parse(TrainSettings, card["settings"], lake.join(url, CARD))
@@ -180,7 +172,16 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
         raise BundleError("damaged-bundle", f"{url}: {CARD} lacks {error}; train it again") from None
 
 
-def _parse_card(url: str, raw: bytes) -> dict[str, Any]:
+def read_card(url: str) -> dict[str, Any]:
+    """What `bundle.json` says, without reading any weights. Raises as `load`."""
+    try:
+        raw = lake.read_bytes(lake.join(url, CARD))
+    except LakeError as error:
+        raise BundleError(
+            "no-bundle",
+            f"no bundle at {lake.absolute_url(url)} ({error.message}); expected a folder that `sbdzsl train` wrote. "
+            "A job on a cluster needs a path or URL that every node can read",
+        ) from None
     try:
         card = json.loads(raw)
     except ValueError as error:

@@ -139,6 +139,7 @@ class ServiceError(SbdzslError):
         "unauthorised": 401,
         "missing-scope": 403,
         "unknown-event": 404,
+        "no-candidate": 404,
         "deadline-exceeded": 408,
         "idempotency-in-flight": 409,
         "idempotency-mismatch": 422,

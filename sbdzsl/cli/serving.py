@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -19,6 +20,14 @@ def serve(
     bundle: BundleUrl,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    shape: Annotated[
+        Literal["process", "fused", "routed"],
+        typer.Option(help="This process without Ray; or Ray Serve: both stages together, or a deployment a surface."),
+    ] = "process",
+    proxy: Annotated[
+        Literal["haproxy", "ray"],
+        typer.Option(help="Door of Ray Serve: haproxy is faster, and open to the network, so that it needs --keys."),
+    ] = "haproxy",
     data: Annotated[
         str | None, typer.Option(help="Folder on a local disk for the journal; without it nothing is kept.")
     ] = None,
@@ -30,7 +39,7 @@ def serve(
         str | None, typer.Option("--config", help="Service settings: a YAML file, or the settings in braces.")
     ] = None,
 ) -> None:
-    """Judge images over HTTP in this process, without Ray. Ctrl-C ends it when the requests under way are answered."""
+    """Judge images over HTTP. Ctrl-C ends it when the requests under way are answered."""
     from sbdzsl.serving import run
     from sbdzsl.serving.settings import ServeSettings
 
@@ -39,7 +48,19 @@ def serve(
     changes |= {"runtime": runtime} if runtime != "torch" else {}
     settings = config.load(ServeSettings, config_file)
     settings = config.parse(ServeSettings, settings.model_dump() | changes, "command line")
-    run.serve(bundle, settings, host, port, say)
+    if shape == "process":
+        run.serve(bundle, settings, host, port, say)
+        return
+    from sbdzsl.cluster import FAST_MODE
+
+    if proxy == "haproxy":
+        run.require_keys("0.0.0.0", settings)  # where it listens, whatever the host
+        os.environ.update(FAST_MODE)
+    run.require_keys(host, settings)
+    # Ray is imported here alone, and after its environment is set.
+    from sbdzsl.cluster import serve as on_ray
+
+    on_ray.run(on_ray.ServeArgs(bundle=bundle, shape=shape, service=settings), host, port, say)
 
 
 @keys_app.command("create")

@@ -10,8 +10,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from sbdzsl.answer import Answer
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import Verdict
+
+__all__ = ["PROBLEM_TYPE", "Answer", "Problem", "Shot", "answer_document", "problem", "problem_response"]
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -32,27 +35,6 @@ class Shot:
     surface: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer(Verdict):
-    """A verdict as the service gives it. `event_id` is its number in the journal, None where the service keeps none.
-
-    `surface_as_expected` is None where no surface was expected, or none could be named. `queue_ms` is how long the
-    image waited for the nets.
-    """
-
-    result_evaluation: int = 0
-    request_id: str
-    event_id: int | None = None
-    camera: str | None = None
-    trigger_id: str | None = None
-    part_id: str | None = None
-    sequence: int | None = None
-    captured_at: datetime | None = None
-    surface_expected: str | None = None
-    surface_as_expected: bool | None = None
-    queue_ms: float | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A problem document. `code` is stable; where an image was the problem, its `verdict` stands beside these."""
@@ -63,6 +45,28 @@ class Problem:
     detail: str
     code: str
     request_id: str
+
+
+_PROBLEM: dict[str, Any] = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
+_DESCRIPTIONS = {
+    400: "A parameter is wrong, or the file is empty, damaged or cut.",
+    401: "No live API key.",
+    403: "The key does not allow this.",
+    404: "There is no such thing.",
+    408: "The body came too slowly, or the image could not be judged in time.",
+    409: "A request with this Idempotency-Key is being answered.",
+    413: "The body or the image is too large.",
+    415: "Not an image, or a format that is not read.",
+    422: "The image is too small or deeper than declared, or the Idempotency-Key was used for another image.",
+    429: "Too many images are waiting; come again after `Retry-After` seconds.",
+    503: "Not ready; come again after `Retry-After` seconds.",
+    507: "The answer cannot be stored.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Problem documents that an operation may answer with, for the OpenAPI document."""
+    return {status: _PROBLEM | {"description": _DESCRIPTIONS[status]} for status in statuses}
 
 
 def answer_document(verdict: Verdict, shot: Shot, request_id: str, queue_ms: float) -> dict[str, Any]:

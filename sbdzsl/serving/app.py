@@ -14,45 +14,26 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from sbdzsl import __version__
-from sbdzsl.config import POLICY_FORMS, Settings, ThresholdRule
+from sbdzsl.config import POLICY_FORMS, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
-from sbdzsl.serving.answers import PROBLEM_TYPE, Answer, Problem, Shot, answer_document, problem, problem_response
+from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
+from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import Door, Key, KeyFile
-from sbdzsl.serving.observe import Meter, Observed, log
+from sbdzsl.serving.observe import Meter, Observed
+from sbdzsl.serving.open_inference import open_inference_routes
 from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
+from sbdzsl.serving.rollout import rollout_routes
 from sbdzsl.serving.service import Job, Judged, Service
 from sbdzsl.serving.settings import ServeSettings
 
 #: Seconds after which a caller who was refused for want of room may come again.
 RETRY_AFTER_S = 1
-
-_PROBLEM = {"model": Problem, "content": {PROBLEM_TYPE: {}}}
-_DESCRIPTIONS = {
-    400: "A parameter is wrong, or the file is empty, damaged or cut.",
-    401: "No live API key.",
-    403: "The key does not allow this.",
-    404: "There is no such thing.",
-    408: "The body came too slowly, or the image could not be judged in time.",
-    409: "A request with this Idempotency-Key is being answered.",
-    413: "The body or the image is too large.",
-    415: "Not an image, or a format that is not read.",
-    422: "The image is too small or deeper than declared, or the Idempotency-Key was used for another image.",
-    429: "Too many images are waiting; come again after `Retry-After` seconds.",
-    503: "Not ready; come again after `Retry-After` seconds.",
-    507: "The answer cannot be stored.",
-}
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents that an operation may answer with, for the OpenAPI document."""
-    return {status: _PROBLEM | {"description": _DESCRIPTIONS[status]} for status in statuses}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +66,6 @@ def asked(
     """Read the query of an inspection. Raises `ConfigError`."""
     shot = Shot(camera, trigger_id, part_id, sequence, captured_at, surface)
     return Asked(shot, ThresholdRule.parse(policy) if policy else None, name, bit_depth, regions)
-
-
-class NewBundle(Settings):
-    """Which bundle to put in force."""
-
-    bundle: str = Field(description="folder or URL of a bundle, as the service can read it")
 
 
 _REQUEST_BODY = {
@@ -138,6 +113,12 @@ class _Inspection:
                 request.state.log_fields = _log_fields(replay.document)
         return _response(replay.document, request_id)
 
+    async def document(self, content: bytes, deadline: float, request_id: str) -> dict[str, Any]:
+        """Judge one image of which nothing else is known."""
+        query = Asked(Shot(), None, "", None, True)
+        found, _ = await self._judge(Upload(content), query, deadline, request_id, False)
+        return found
+
     async def several(self, request: Request, uploads: list[Upload], query: Asked, deadline: float) -> Response:
         """Judge the images of a form, in order; a bad one is a verdict "error" among the others."""
         documents = []
@@ -181,9 +162,16 @@ class _Inspection:
 
 
 def build_app(
-    service: Service, settings: ServeSettings, recorder: Recorder | None = None, keys: KeyFile | None = None
+    service: Service,
+    settings: ServeSettings,
+    recorder: Recorder | None = None,
+    keys: KeyFile | None = None,
+    rollout: CandidateService | None = None,
 ) -> FastAPI:
-    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything."""
+    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything.
+
+    `rollout` is the service itself where this process answers all requests, so that one of them can change its bundle.
+    """
     meter = Meter()
     if recorder is not None:
         recorder.watched_by(meter)
@@ -196,8 +184,12 @@ def build_app(
         middleware=[Middleware(Observed, meter=meter)],
     )
     door = Door(keys)
-    app.include_router(_inspection_routes(_Inspection(service, settings, recorder, meter), settings, door))
+    inspection = _Inspection(service, settings, recorder, meter)
+    app.include_router(_inspection_routes(inspection, settings, door))
+    app.include_router(open_inference_routes(service, inspection.document, settings, door))
     app.include_router(_bundle_routes(service, door))
+    if rollout is not None:
+        app.include_router(rollout_routes(rollout, door))
     app.include_router(_health_routes(service, recorder, meter))
     _handle_errors(app)
     return app
@@ -243,12 +235,6 @@ def _bundle_routes(service: Service, door: Door) -> APIRouter:
     @router.get("/surfaces", summary="The surfaces it knows, with their thresholds")
     async def surfaces(_: Annotated[Key, Depends(door.with_scope("infer"))]) -> dict[str, dict[str, Any]]:
         return {name: dict(values) for name, values in (await service.card()).surfaces.items()}
-
-    @router.post("/bundle", summary="Put another bundle in force", responses=problems(400, 404, 422))
-    async def swap(body: NewBundle, who: Annotated[Key, Depends(door.with_scope("admin"))]) -> dict[str, Any]:
-        card = await service.swap(body.bundle)
-        log.info("bundle", extra={"fields": {"bundle": card.bundle, "url": card.bundle_url, "by": who.name}})
-        return {"bundle": card.bundle, "bundle_url": card.bundle_url, "surfaces": sorted(card.surfaces)}
 
     return router
 

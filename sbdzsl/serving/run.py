@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from sbdzsl.errors import ConfigError
 from sbdzsl.serving.app import build_app
+from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
 from sbdzsl.serving.observe import JsonLines
 from sbdzsl.serving.recorder import Recorder
@@ -42,11 +43,11 @@ def require_keys(host: str, settings: ServeSettings) -> KeyFile | None:
 @asynccontextmanager
 async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | None) -> AsyncIterator[FastAPI]:
     """The application with all that it needs in this process, for the length of a `with` block."""
-    service = await LocalService(bundle_url, settings).start()
+    service = CandidateService(await LocalService(bundle_url, settings).start(), settings)
     kept = contextlib.closing(Recorder(settings.data, settings.keep)) if settings.data else contextlib.nullcontext()
     with kept as recorder:
         try:
-            yield build_app(service, settings, recorder, keys)
+            yield build_app(service, settings, recorder, keys, rollout=service)
         finally:
             await service.close()
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +29,9 @@ from sbdzsl.inspector import Inspector, Loaded, load_image
 from sbdzsl.report import gallery
 from sbdzsl.serving.settings import ServeSettings
 from sbdzsl.verdict import Verdict
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Side of the drawn image of a health check, in pixels.
 PROBE_PX = 256
@@ -101,18 +106,18 @@ class LocalService:
         # The number of threads holds for the thread that sets it alone.
         setting = (torch.set_num_threads, (settings.threads,)) if settings.threads else (None, ())
         self._nets = ThreadPoolExecutor(settings.workers, "nets", *setting)
-        self._crew: _Crew | None = None
+        self._crew: Crew | None = None
         self._in_flight = 0
         self._judged_at = -float("inf")
 
     async def start(self) -> LocalService:
         """Load the bundle and judge a first image. Raises `BundleError`, `ConfigError`."""
-        self._crew = await asyncio.to_thread(self._load, self._url)
+        self._crew = await asyncio.to_thread(self.load, self._url)
         return self
 
     async def inspect(self, job: Job) -> Judged:
         """See `Service.inspect`."""
-        crew = self._current()
+        crew = self.current()
         if self._in_flight >= self._settings.max_queue + self._settings.workers:
             raise ServiceError(
                 "overloaded",
@@ -126,19 +131,19 @@ class LocalService:
 
     async def card(self) -> ServiceCard:
         """See `Service.card`."""
-        return self._current().card
+        return self.current().card
 
     async def check(self) -> None:
         """See `Service.check`."""
         if self._in_flight and time.monotonic() - self._judged_at < _FRESH_S:
             return
-        judged = await self._judge(self._current(), Job(_probe(), deadline=time.monotonic() + 30))
+        judged = await self._judge(self.current(), Job(_probe(), deadline=time.monotonic() + 30))
         if judged.verdict.verdict == "error":
             raise ServiceError("not-ready", f"a drawn image cannot be judged: {judged.verdict.error_detail}")
 
     async def swap(self, bundle_url: str) -> ServiceCard:
         """See `Service.swap`. Raises as `start`, and then the bundle that was in force stays."""
-        self._crew = await asyncio.to_thread(self._load, bundle_url)
+        self._crew = await asyncio.to_thread(self.load, bundle_url)
         self._url = bundle_url
         return self._crew.card
 
@@ -147,27 +152,37 @@ class LocalService:
         await asyncio.to_thread(self._nets.shutdown)
         self._decoders.shutdown()
 
-    def _current(self) -> _Crew:
+    def current(self) -> Crew:
+        """The bundle in force. Raises `ServiceError` "not-ready"."""
         if self._crew is None:
             raise ServiceError("not-ready", "the bundle is being loaded; ask again in some seconds")
         return self._crew
 
-    def _load(self, url: str) -> _Crew:
-        return _Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
+    def load(self, url: str) -> Crew:
+        """Load a bundle, and judge a first image by it. Raises as `start`."""
+        return Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
 
-    async def _judge(self, crew: _Crew, job: Job) -> Judged:
-        loop, came = asyncio.get_running_loop(), time.monotonic()
-        loaded = await loop.run_in_executor(self._decoders, load_job, job, crew.card.image)
-        judging = loop.run_in_executor(self._nets, crew.judge, loaded, job, came)
+    async def _judge(self, crew: Crew, job: Job) -> Judged:
+        came = time.monotonic()
+        loaded = await self.on_decoders(load_job, job, crew.card.image)
+        return await self.on_nets(job, came, _judge_all, crew, loaded, job, came)
+
+    async def on_decoders(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run on a thread that decodes."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(call, *args, **kwargs))
+
+    async def on_nets(self, job: Job, came: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run on a thread of nets, for a job that came at `came`. Raises `ServiceError` "deadline-exceeded"."""
+        running = asyncio.get_running_loop().run_in_executor(self._nets, partial(call, *args, **kwargs))
         try:
-            judged = await asyncio.wait_for(judging, max(0.0, job.deadline - time.monotonic()))
+            found = await asyncio.wait_for(running, max(0.0, job.deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise deadline_exceeded(came) from None
         self._judged_at = time.monotonic()
-        return judged
+        return found
 
 
-class _Crew:
+class Crew:
     """One bundle as it is served: an inspector for each image that is judged at once, every one of them warm."""
 
     def __init__(self, bundle: Bundle, url: str, settings: ServeSettings) -> None:
@@ -178,19 +193,23 @@ class _Crew:
             warm(inspector)
             self._idle.put(inspector)
 
-    def judge(self, loaded: Loaded, job: Job, came: float) -> Judged:
-        """Runs on a thread of nets. `came` is when the job did."""
-        now = time.monotonic()
-        if now > job.deadline:
-            raise deadline_exceeded(came)
+    @contextmanager
+    def inspector(self) -> Iterator[Inspector]:
+        """One that no other thread uses meanwhile."""
         inspector = self._idle.get()
         try:
-            verdict = inspector.decide(loaded, job.rule)
-            drawn = job.with_overlay and loaded.image is not None
-            overlay = gallery.overlay_png(inspector, loaded, verdict) if drawn else None
+            yield inspector
         finally:
             self._idle.put(inspector)
-        return Judged(verdict, max(0.0, (now - came) * 1e3 - loaded.decode_ms), overlay)
+
+
+def _judge_all(crew: Crew, loaded: Loaded, job: Job, came: float) -> Judged:
+    waited_ms = (time.monotonic() - came) * 1e3 - loaded.decode_ms
+    with crew.inspector() as inspector:
+        verdict = inspector.decide(loaded, job.rule)
+        drawn = job.with_overlay and loaded.image is not None
+        overlay = gallery.overlay_png(inspector, loaded, verdict) if drawn else None
+    return Judged(verdict, max(0.0, waited_ms), overlay)
 
 
 def make_inspector(bundle: Bundle, settings: ServeSettings) -> Inspector:

@@ -46,6 +46,13 @@ def test_each_image_code_and_adapter_is_in_the_manual() -> None:
         assert f"`{adapter}`" in manual, adapter
 
 
+def test_each_code_of_the_service_is_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "cameras.md").read_text(encoding="utf-8")
+    for code, status in (errors.ServiceError.CODES | errors.ImageError.CODES).items():
+        assert f"`{code}`" in manual, code
+        assert str(status) in manual, status
+
+
 def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert config.load(config.AuditSettings, ROOT / "ray_configs" / "audit.yaml") == config.AuditSettings()
     assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(
