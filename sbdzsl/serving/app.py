@@ -26,7 +26,7 @@ from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.observe import Meter, Observed
 from sbdzsl.serving.open_inference import open_inference_routes
-from sbdzsl.serving.recorder import Recorder
+from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
 from sbdzsl.serving.rollout import rollout_routes
 from sbdzsl.serving.service import Job, Judged, Service
@@ -156,7 +156,7 @@ class _Inspection:
         event = await self._recorder.answered(key) if self._recorder is not None else None
         if event is None:
             return None
-        document = {name: value for name, value in event.document.items() if name != "idempotency_key"}
+        document = {name: value for name, value in event.document.items() if name not in OWN_FIELDS}
         Replays.require_same(key, document["image_id"], image_id)
         return document
 
@@ -173,6 +173,8 @@ def build_app(
     `rollout` is the service itself where this process answers all requests, so that one of them can change its bundle.
     """
     meter = Meter()
+    if recorder is not None:
+        recorder.watched_by(meter)
     app = FastAPI(
         title="sbdzsl",
         version=__version__,

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -76,6 +76,10 @@ class Meter:
             self._defect_score.labels(surface).observe(document["defect_score"] - document["defect_threshold"])
         if document["unseen_score"] is not None and document["unseen_threshold"] > 0:
             self._unseen_score.labels(surface).observe(document["unseen_score"] / document["unseen_threshold"])
+
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """A gauge whose value is asked for whenever metrics are read; `value` must not wait for anything."""
+        Gauge(name, description, registry=self.registry).set_function(value)
 
     def exposition(self) -> bytes:
         """All metrics, as Prometheus reads them."""

@@ -1,25 +1,77 @@
-"""What is kept of each answer before it is given: its event in the journal."""
+"""What is kept of each answer before it is given: its event in the journal, and the image where it is an alarm.
+
+The verdict log gets its rows from the journal, some time after.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+from sbdzsl.errors import ServiceError
+from sbdzsl.serving.evidence import IMAGES, Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
+from sbdzsl.serving.log import Backlog, VerdictLog
+from sbdzsl.serving.observe import Meter
+from sbdzsl.serving.reviews import REVIEW, review_document
+from sbdzsl.serving.settings import KeepSettings
+
+#: The verdict log below the data folder, unless it has another place.
+LOG = "log"
+
+#: Fields of an event's document that were no part of the answer.
+OWN_FIELDS = frozenset({"idempotency_key", "image_kept"})
 
 
 class Recorder:
-    """The memory of a service in a folder on a local disk. Use it from one event loop; close it."""
+    """The memory of a service in a folder on a local disk. Use it from one event loop; close it.
 
-    def __init__(self, folder: str) -> None:
-        self._journal = Journal(folder)
+    Raises `LakeError` where the folder cannot be written or another service holds it.
+    """
+
+    def __init__(self, folder: str, keep: KeepSettings | None = None) -> None:
+        keep = keep or KeepSettings()
+        with ExitStack() as stack:
+            self._journal = Journal(folder)
+            stack.callback(self._journal.close)
+            self._evidence = Evidence(str(Path(folder) / IMAGES), keep.good_share, int(keep.max_images_mb * 2**20))
+            stack.callback(self._evidence.close)
+            self._log = VerdictLog(self._journal, keep.log or str(Path(folder) / LOG), keep)
+            stack.callback(self._log.close)
+            self._open = stack.pop_all()
 
     async def record(self, document: Mapping[str, Any], content: bytes) -> int:
         """Keep an answer and the image that it is about; the number of its event.
 
-        An alarm (anything but good) is on disk on return. Raises `LakeError` "disk-full" where it cannot be kept.
+        An alarm (anything but good) is on disk on return, its image before its event. The event's document says by
+        `image_kept` whether there is an image. Raises `LakeError` "disk-full" where the event cannot be kept.
         """
-        return await self._journal.record("verdict", document, durable=document["verdict"] != "good")
+        is_alarm, image_id = document["verdict"] != "good", document["image_id"]
+        if is_alarm:
+            kept = await self._evidence.keep_alarm(image_id, content)
+        else:
+            kept = self._evidence.keep_good(image_id, content)
+        return await self._journal.record("verdict", {**document, "image_kept": kept}, durable=is_alarm)
+
+    async def image(self, number: int) -> bytes:
+        """The image that an event is about. Raises `ServiceError` "unknown-event" where it is not kept."""
+        document = (await self.event(number)).document
+        content = await self._evidence.read(document["image_id"]) if "image_id" in document else None
+        if content is None:
+            raise ServiceError("unknown-event", f"event {number} has no image: {_why_missing(document)}")
+        return content
+
+    async def review(self, number: int, who: str, decision: str, reason: str | None = None, comment: str = "") -> int:
+        """Put beside a verdict what `who` says it should have been, on disk on return; the number of the review.
+
+        `decision` is a word of `reviews.Choice`, `reason` of `reviews.Reason`. Raises `ServiceError` "bad-request" for
+        other words, "unknown-event"; `LakeError` "disk-full".
+        """
+        said = review_document(await self.event(number), who, decision, reason, comment)
+        return await self._journal.record(REVIEW, said)
 
     async def answered(self, request_key: str) -> Event | None:
         """The event of a request that was answered under this idempotency key."""
@@ -37,11 +89,34 @@ class Recorder:
         """See `Journal.event`."""
         return await self._journal.event(number)
 
+    def watched_by(self, meter: Meter) -> None:
+        """Show in metrics how much is kept and how far the verdict log is behind."""
+        meter.watch("sbdzsl_log_rows_behind", "Rows not in the verdict log yet", lambda: self._log.backlog().rows)
+        meter.watch("sbdzsl_log_seconds_behind", "Age of the oldest of them", lambda: self._log.backlog().seconds)
+        meter.watch("sbdzsl_kept_alarm_images", "Images kept", lambda: self._evidence.shelf("alarm").images)
+        meter.watch("sbdzsl_kept_good_images", "Images kept", lambda: self._evidence.shelf("good").images)
+        meter.watch("sbdzsl_kept_image_bytes", "Of all images kept", lambda: self._evidence.size_bytes)
+
+    def backlog(self) -> Backlog:
+        """How far the verdict log is behind the journal; the journal holds what it lacks."""
+        return self._log.backlog()
+
     async def check(self) -> None:
-        """Raise the `LakeError` that keeps events from being written, if any does."""
-        if self._journal.failure is not None:
-            raise self._journal.failure
+        """Raise the `LakeError` that keeps events or images from being written, if any does.
+
+        A verdict log that is behind does not: the journal holds its rows, and no line should stop for it.
+        """
+        await asyncio.to_thread(self._journal.check)
+        await self._evidence.check()
 
     def close(self) -> None:
         """Write what waits and give the folder back."""
-        self._journal.close()
+        self._open.close()
+
+
+def _why_missing(document: Mapping[str, Any]) -> str:
+    if "image_id" not in document:
+        return "it is about none"
+    if document.get("image_kept"):
+        return "it was cleared away to make room for younger ones"
+    return "those of alarms are kept and a share of the good ones (keep: good_share)"

@@ -15,6 +15,18 @@ Shape = Literal["fused", "routed"]
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+class KeepSettings(Settings):
+    """What a service keeps of its answers below its data folder, and for how long."""
+
+    good_share: float = Field(0.01, ge=0, le=1, description="share of the good images whose bytes are kept")
+    max_images_mb: float = Field(2048, ge=0, description="of all kept images; the oldest good ones go first")
+    journal_events: int = Field(200_000, ge=0, description="verdicts that the journal keeps once the log has them")
+    log: str | None = Field(None, description="folder or URL of the verdict log; none: `log` in the data folder")
+    log_rows: int = Field(2_000, ge=1, description="a part of the log is written when so many rows wait")
+    log_seconds: float = Field(60.0, ge=0, description="or when one has waited so long")
+    log_days: int | None = Field(None, ge=1, description="days that the log keeps; none: all")
+
+
 class ServeSettings(Settings):
     """What is served, by how many threads, within which limits.
 
@@ -40,3 +52,4 @@ class ServeSettings(Settings):
 
     keys: str | None = Field(None, description="file of API keys; needed wherever others than this machine can connect")
     data: str | None = Field(None, description="folder on a local disk for journal, alerts and kept images")
+    keep: KeepSettings = KeepSettings()

@@ -25,7 +25,7 @@ def test_each_command_in_the_documents_exists() -> None:
     for document in DOCUMENTS:
         for line in re.findall(r"^sbdzsl [^\n]+", document.read_text(encoding="utf-8"), re.MULTILINE):
             words = line.split("#")[0].split()
-            verb = " ".join(words[1:3]) if words[1] == "datasets" or words[1:3] == ["audit", "diff"] else words[1]
+            verb = next((verb for verb in (" ".join(words[1:3]), words[1]) if verb in COMMANDS), words[1])
             verb = "audit run" if verb == "audit" else verb
             assert verb in COMMANDS, line
             unknown = {word for word in words if word.startswith("--")} - COMMANDS[verb]
