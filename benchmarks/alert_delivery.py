@@ -4,9 +4,10 @@
 
 Kills: the process that puts and delivers is killed (SIGKILL) at random moments and started again, while webhook and
 broker fail as well. An alert counts as accepted when its `put` returned; what a restarted broker sends its subscriber
-again, flagged as such, is not counted as arrived again. Latency: from the call of `put` to the
-receiver, one alert at a time (the OPC UA client looks every 50 ms), and what `put` itself costs, alone and with other
-threads that put.
+again, flagged as such, is not counted as arrived again.
+
+Latency: from the call of `put` to the receiver, one alert at a time (the OPC UA client looks every 50 ms), and what
+`put` itself costs, alone and with other threads that put.
 """
 
 from __future__ import annotations
