@@ -44,7 +44,11 @@ def require_keys(host: str, settings: ServeSettings) -> KeyFile | None:
 async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | None) -> AsyncIterator[FastAPI]:
     """The application with all that it needs in this process, for the length of a `with` block."""
     service = CandidateService(await LocalService(bundle_url, settings).start(), settings)
-    kept = contextlib.closing(Recorder(settings.data, settings.keep)) if settings.data else contextlib.nullcontext()
+    kept = (
+        contextlib.closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
+        if settings.data
+        else contextlib.nullcontext()
+    )
     with kept as recorder:
         try:
             yield build_app(service, settings, recorder, keys, rollout=service)

@@ -17,7 +17,7 @@ from sbdzsl.verdict import phrase
 DOCUMENT_VERSION = 1
 
 #: Where the service shows the image of an event with its regions drawn in, below the base URL.
-OVERLAY_PATH = "/v1/events/{event_id}/overlay"
+OVERLAY_PATH = "/v1/verdicts/{event_id}/overlay"
 
 #: Fields of an answer that tell one request from another. The image is among them, for a camera may send the same
 #: request id for ever.

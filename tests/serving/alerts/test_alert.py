@@ -25,7 +25,7 @@ def test_the_document_has_the_fields_that_receivers_read() -> None:
     assert document["regions"] == list(ANSWER["regions"])
     assert document["looks"] == "texture grainy; colour dark"
     assert document["result_evaluation"] == 2
-    assert document["overlay_url"] == "https://inspect.example/v1/events/7/overlay"
+    assert document["overlay_url"] == "https://inspect.example/v1/verdicts/7/overlay"
 
 
 def test_there_is_no_link_where_nobody_could_follow_it() -> None:

@@ -81,7 +81,7 @@ def test_a_client_reads_a_result_by_the_names_of_the_specification(server: Any) 
             assert (about.ResultState, about.IsPartial, about.IsSimulated) == (1, False, False)
             assert (about.PartId, about.InternalRecipeId) == ("part-1", "leather")
             assert about.InternalConfigurationId == "0123456789abcdef"
-            assert about.ResultUri == ["http://inspect.example/v1/events/1/overlay"]
+            assert about.ResultUri == ["http://inspect.example/v1/verdicts/1/overlay"]
             assert about.ResultEvaluationDetails.Text == "defect - leather - texture grainy; colour dark"
             times = about.ProcessingTimes
             assert times.ProcessingDuration == pytest.approx(15.5)
