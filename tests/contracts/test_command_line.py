@@ -8,6 +8,22 @@ from sbdzsl.cli import app
 from sbdzsl.config import Policy, ThresholdRule
 
 COMMANDS = {
+    "serve": {
+        "--bundle",
+        "--host",
+        "--port",
+        "--shape",
+        "--proxy",
+        "--data",
+        "--keys",
+        "--policy",
+        "--promise",
+        "--runtime",
+        "--config",
+    },
+    "keys create": {"--file", "--name", "--scope", "--days"},
+    "keys list": {"--file"},
+    "keys revoke": {"--file", "number"},
     "ingest": {"--adapter", "--source", "--out", "--surface", "--fold", "--folds", "--seed"},
     "train": {"--manifest", "--bundle", "--backbone", "--unseen", "--config", "--seed", "--device"},
     "evaluate": {
