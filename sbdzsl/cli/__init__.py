@@ -38,6 +38,7 @@ from sbdzsl.cli.options import (
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
+from sbdzsl.cli.watch import watch
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
 
@@ -283,7 +284,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (enrol, retire, groups, serve):
+for verb in (enrol, retire, groups, serve, watch):
     app.command()(verb)
 
 

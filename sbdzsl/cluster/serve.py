@@ -4,8 +4,8 @@
     routed   Inspection: HTTP, decoding and SBAD; one hop to Detector-<surface>: that surface's SBDD
 
 Between the stages go the bytes of the file, never pixels. Verdicts are those of a process without Ray. `build` is the
-application builder that a config of Ray Serve names (`import_path: sbdzsl.cluster.serve:build`); a changed `bundle`
-reaches running replicas as their `user_config`, so they load it beside the one in force and no request is lost.
+application builder that a config of Ray Serve names (`import_path: sbdzsl.cluster.serve:build`). To deploy it again
+with another `bundle` replaces the replicas one after the other, new ones first, and no request is lost.
 """
 
 # No postponed annotations here: Ray Serve reads the type of the builder's argument.
@@ -42,8 +42,8 @@ from sbdzsl.verdict import Verdict
 #: Ray Serve queues what is above this at its door; the service's own bound, with its clear answer, lies far below.
 _MAX_ONGOING = 1000
 
-#: A detector that has not loaded the router's bundle yet is asked again after so many seconds.
-_ASK_AGAIN_S = 0.1
+#: Bundles that a detector keeps: the one in force, and others that routers still ask for while it changes.
+MAX_BUNDLES = 2
 
 
 class ServeArgs(Settings):
@@ -101,6 +101,8 @@ _COMMON: dict[str, Any] = {
     "health_check_period_s": 10,
     "health_check_timeout_s": 60,
     "graceful_shutdown_timeout_s": 30,
+    # New replicas are ready before old ones stop; by default a deployment of one replica would be gone in between.
+    "max_surge_percent": 100,
 }
 
 
@@ -147,6 +149,7 @@ class Named:
 
     job: Job
     verdict: Verdict
+    bundle_url: str
     left_s: float
 
 
@@ -165,37 +168,30 @@ class RoutedService(LocalService):
         judged, is_final = await self.on_nets(job, came, _name_surface, crew, loaded, job, came)
         if is_final:
             return judged
-        found = await self._find_defects(job, judged.verdict)
+        found = await self._find_defects(job, judged.verdict, crew.card.bundle_url)
         return replace(judged, verdict=found.verdict, overlay=found.overlay, queue_ms=judged.queue_ms + found.queue_ms)
 
-    async def _find_defects(self, job: Job, verdict: Verdict) -> Judged:
+    async def _find_defects(self, job: Job, verdict: Verdict, bundle_url: str) -> Judged:
         assert verdict.surface is not None
         name = _deployment_name(None if verdict.surface in self._shared else verdict.surface)
         if name not in self._detectors:
             raise ServiceError(
                 "not-ready", f"surface {verdict.surface!r} has no deployment: it is new in the bundle; deploy again"
             )
-        started = time.monotonic()
-        while (left_s := job.deadline - time.monotonic()) > 0:
-            found = await self._ask(self._detectors[name], Named(replace(job, deadline=0), verdict, left_s), left_s)
-            if isinstance(found, Judged):
-                return found
-            if found is not None:
-                raise found
-            await asyncio.sleep(_ASK_AGAIN_S)
-        raise deadline_exceeded(started)
-
-    async def _ask(self, detector: DeploymentHandle, named: Named, left_s: float) -> Judged | SbdzslError | None:
-        """One hop. None: the detector has another bundle for the moment. A dead one is an error to try again."""
+        left_s = job.deadline - time.monotonic()
+        named = Named(replace(job, deadline=0), verdict, bundle_url, left_s)
         try:
-            answer: Judged | SbdzslError | None = await asyncio.wait_for(detector.judge.remote(named), left_s)
-            return answer
+            found = await asyncio.wait_for(self._detectors[name].judge.remote(named), max(0.0, left_s))
         except asyncio.TimeoutError:
-            return None
+            raise deadline_exceeded(time.monotonic() - left_s) from None
         except BackPressureError as error:
-            return ServiceError("overloaded", f"the detector takes no more images: {error}; send this one again later")
+            raise ServiceError("overloaded", f"the detector takes no more images: {error}; send it later") from None
         except (RayError, RayServeException) as error:
-            return ServiceError("not-ready", f"the detector died ({type(error).__name__}); send the image again")
+            raise ServiceError("not-ready", f"the detector died ({type(error).__name__}); send it again") from None
+        if isinstance(found, SbdzslError):
+            raise found
+        judged: Judged = found
+        return judged
 
 
 def _name_surface(crew: Crew, loaded: Loaded, job: Job, came: float) -> tuple[Judged, bool]:
@@ -209,31 +205,43 @@ def _name_surface(crew: Crew, loaded: Loaded, job: Job, came: float) -> tuple[Ju
 
 
 class Detector:
-    """SBDD of one surface, or of several rarely seen ones. Keeps the bundle before the one in force, for requests that
-    a router began under it."""
+    """SBDD of one surface, or of several rarely seen ones. While the bundle changes, routers and detectors change one
+    after the other, in any order: each image is judged by the bundle that named its surface."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._service = LocalService("", settings)
         self._crews: dict[str, Crew] = {}
+        self._loading = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the bundle of `user_config`."""
+        """Put the bundle of `user_config` in force."""
         card = await self._service.swap(user_config["bundle"])
-        self._crews[card.bundle] = self._service.current()
-        while len(self._crews) > 2:
-            del self._crews[next(iter(self._crews))]
+        self._keep(card.bundle, self._service.current())
 
-    async def judge(self, named: Named) -> Judged | SbdzslError | None:
-        """Find the defects; None where the bundle that named the surface is not loaded (yet). Errors are values."""
-        crew = self._crews.get(named.verdict.bundle)
-        if crew is None:
-            return None
+    async def judge(self, named: Named) -> Judged | SbdzslError:
+        """Find the defects by the bundle that named the surface. Errors are values."""
         job, came = replace(named.job, deadline=time.monotonic() + named.left_s), time.monotonic()
         try:
+            crew = self._crews.get(named.verdict.bundle) or await self._load(named)
             loaded = await self._service.on_decoders(load_job, job, crew.card.image)
             return await self._service.on_nets(job, came, _find_defects, crew, loaded, named.verdict, job, came)
         except SbdzslError as error:
             return error
+
+    async def _load(self, named: Named) -> Crew:
+        """The bundle of a router that is ahead, or behind."""
+        async with self._loading:
+            if named.verdict.bundle not in self._crews:
+                crew = await asyncio.to_thread(self._service.load, named.bundle_url)
+                self._keep(crew.card.bundle, crew)
+        if named.verdict.bundle not in self._crews:
+            raise ServiceError("not-ready", f"{named.bundle_url} holds another bundle now; send the image again")
+        return self._crews[named.verdict.bundle]
+
+    def _keep(self, digest: str, crew: Crew) -> None:
+        self._crews[digest] = crew
+        while len(self._crews) > MAX_BUNDLES:
+            del self._crews[next(iter(self._crews))]
 
     async def check_health(self) -> None:
         """Infer for real."""
@@ -269,6 +277,8 @@ def deployed(args: ServeArgs, host: str, port: int) -> Iterator[None]:
 
 def run(args: ServeArgs, host: str, port: int, report: Callable[[str], None]) -> None:
     """Serve on this machine until told to stop. Raises as `deployed`."""
+    # There is nobody to share the machine with, and what asks for more CPUs than there are would wait for ever.
+    args = args.model_copy(update={"cpus": 0.0, "detector_cpus": 0.0})
     with deployed(args, host, port):
         report(f"http://{host}:{port} judges by bundle {args.bundle}, {args.shape}, on Ray Serve; Ctrl-C ends it")
         threading.Event().wait()

@@ -10,8 +10,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from sbdzsl.answer import Answer
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import Verdict
+
+__all__ = ["PROBLEM_TYPE", "Answer", "Problem", "Shot", "answer_document", "problem", "problem_response"]
 
 PROBLEM_TYPE = "application/problem+json"
 
@@ -30,27 +33,6 @@ class Shot:
     sequence: int | None = None
     captured_at: datetime | None = None
     surface: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer(Verdict):
-    """A verdict as the service gives it. `event_id` is its number in the journal, None where the service keeps none.
-
-    `surface_as_expected` is None where no surface was expected, or none could be named. `queue_ms` is how long the
-    image waited for the nets.
-    """
-
-    result_evaluation: int = 0
-    request_id: str
-    event_id: int | None = None
-    camera: str | None = None
-    trigger_id: str | None = None
-    part_id: str | None = None
-    sequence: int | None = None
-    captured_at: datetime | None = None
-    surface_expected: str | None = None
-    surface_as_expected: bool | None = None
-    queue_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,13 +154,11 @@ class _Inspection:
                 await self._monitor.refused()
             raise
         document = answer_document(judged.verdict, query.shot, request_id, judged.queue_ms)
-        if not query.with_regions:
-            document["regions"] = []
         self._meter.count_answer(document)
         if self._recorder is not None:
             kept = document if key is None else document | {"idempotency_key": key}
             document["event_id"] = await self._recorder.record(kept, upload.content)
-        return document, judged
+        return (document if query.with_regions else document | {"regions": []}), judged
 
     async def _check_expected(self, surface: str | None) -> None:
         if surface is None:

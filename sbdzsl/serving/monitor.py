@@ -49,6 +49,8 @@ class Monitor:
         self._saved: dict[str, Any] = {}
         self._follower: asyncio.Task[None] | None = None
         self._is_open = True
+        self._troubles: dict[str, str] = {}
+        self._troubles_at = -float("inf")
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Monitor]:
@@ -141,7 +143,9 @@ class Monitor:
 
     async def _tick(self) -> None:
         now = time.time()
-        changed = self._book.update(self._window.conditions(await self._recorder.troubles(), now), now)
+        if time.monotonic() - self._troubles_at >= TICK_S:
+            self._troubles, self._troubles_at = await self._recorder.troubles(), time.monotonic()
+        changed = self._book.update(self._window.conditions(self._troubles, now), now)
         await self._keep_all(changed)
         if time.monotonic() - self._snapshot_at > SNAPSHOT_S:
             await self._save()

@@ -1,6 +1,6 @@
-"""What is kept of each answer before it is given: its event in the journal, and the image where it is an alarm.
+"""What is kept of each answer before it is given: its event in the journal, the image where it is an alarm, its alert.
 
-The verdict log gets its rows from the journal, some time after.
+The verdict log gets its rows from the journal, and the sinks their alerts from the outbox, some time after.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sbdzsl.errors import LakeError, ServiceError
+from sbdzsl.serving.alerts import AlertSettings, Dispatcher, Outbox, make_alert
 from sbdzsl.serving.evidence import IMAGES, Evidence
 from sbdzsl.serving.journal import ANY, Event, Journal, Wanted
 from sbdzsl.serving.log import Backlog, VerdictLog
@@ -27,14 +28,26 @@ LOG = "log"
 OWN_FIELDS = frozenset({"idempotency_key", "image_kept"})
 
 
+#: An alert that could not be delivered for so long is a trouble, in seconds: one more try may do before that.
+LATE_ALERT_S = 10.0
+
+
 class Recorder:
     """The memory of a service in a folder on a local disk. Use it from one event loop; close it.
 
-    Raises `LakeError` where the folder cannot be written or another service holds it.
+    `public_url` is where people reach the service, for links in alerts. Raises `LakeError` where the folder cannot be
+    written or another service holds it, `ConfigError` for a sink that cannot work at all.
     """
 
-    def __init__(self, folder: str, keep: KeepSettings | None = None) -> None:
-        keep = keep or KeepSettings()
+    def __init__(
+        self,
+        folder: str,
+        keep: KeepSettings | None = None,
+        alerts: AlertSettings | None = None,
+        public_url: str | None = None,
+    ) -> None:
+        keep, alerts = keep or KeepSettings(), alerts or AlertSettings()
+        self._sinks, self._public_url = alerts.sinks, public_url
         with ExitStack() as stack:
             self._journal = Journal(folder)
             stack.callback(self._journal.close)
@@ -42,14 +55,21 @@ class Recorder:
             stack.callback(self._evidence.close)
             self._log = VerdictLog(self._journal, keep.log or str(Path(folder) / LOG), keep)
             stack.callback(self._log.close)
+            if alerts.sinks:
+                alerts = alerts.model_copy(update={"folder": str(Path(folder) / alerts.folder)})
+                self._outbox = Outbox(alerts)
+                stack.callback(self._outbox.close)
+                self._dispatcher = Dispatcher(self._outbox, alerts).start()
+                stack.callback(self._dispatcher.close)
             self._open = stack.pop_all()
         self._recent = RecentImages(int(keep.recent_mb * 2**20))
 
     async def record(self, document: Mapping[str, Any], content: bytes) -> int:
         """Keep an answer and the image that it is about; the number of its event.
 
-        An alarm (anything but good) is on disk on return, its image before its event. The event's document says by
-        `image_kept` whether there is an image. Raises `LakeError` "disk-full" where the event cannot be kept.
+        An alarm (anything but good) is on disk on return, its image before its event, and its alert after it. The
+        event's document says by `image_kept` whether there is an image. Raises `LakeError` "disk-full" where the event
+        cannot be kept, `AlertError` where the alert cannot.
         """
         is_alarm, image_id = document["verdict"] != "good", document["image_id"]
         self._recent.put(image_id, content)
@@ -57,7 +77,15 @@ class Recorder:
             kept = await self._evidence.keep_alarm(image_id, content)
         else:
             kept = self._evidence.keep_good(image_id, content)
-        return await self._journal.record("verdict", {**document, "image_kept": kept}, durable=is_alarm)
+        number = await self._journal.record("verdict", {**document, "image_kept": kept}, durable=is_alarm)
+        await self._alert({**document, "event_id": number})
+        return number
+
+    async def _alert(self, document: Mapping[str, Any]) -> None:
+        """Store the alert of an answer, where a sink wants one; the same answer again is the same alert."""
+        if any(sink.wants(document) for sink in self._sinks):
+            alert = make_alert(document, self._public_url, document.get("idempotency_key"))
+            await asyncio.to_thread(self._outbox.put, alert)
 
     async def image(self, number: int) -> bytes:
         """The image that an event is about, kept or of late. Raises `ServiceError` "unknown-event" where it is gone."""
@@ -79,7 +107,11 @@ class Recorder:
 
     async def answered(self, request_key: str) -> Event | None:
         """The event of a request that was answered under this idempotency key."""
-        return await self._journal.answered(request_key)
+        event = await self._journal.answered(request_key)
+        if event is not None:
+            # A process may have died between event and alert, before it could answer.
+            await self._alert(event.document)
+        return event
 
     async def events(self, after: int, limit: int = 100, wanted: Wanted = ANY, wait_s: float = 0.0) -> list[Event]:
         """See `Journal.events`."""
@@ -100,6 +132,8 @@ class Recorder:
         meter.watch("sbdzsl_kept_alarm_images", "Images kept", lambda: self._evidence.shelf("alarm").images)
         meter.watch("sbdzsl_kept_good_images", "Images kept", lambda: self._evidence.shelf("good").images)
         meter.watch("sbdzsl_kept_image_bytes", "Of all images kept", lambda: self._evidence.size_bytes)
+        if self._sinks:
+            meter.watch_sinks(self._dispatcher.statistics)
 
     def backlog(self) -> Backlog:
         """How far the verdict log is behind the journal; the journal holds what it lacks."""
@@ -136,6 +170,9 @@ class Recorder:
         behind = self._log.backlog()
         if behind.failure is not None:
             found["verdict log"] = f"{behind.rows} rows wait in the journal: {behind.failure}"
+        for sink in await asyncio.to_thread(self._dispatcher.statistics) if self._sinks else ():
+            if sink.last_error is not None and (sink.oldest_pending_s or 0.0) > LATE_ALERT_S:
+                found[f"alerts to {sink.name}"] = f"{sink.pending} wait in the outbox: {sink.last_error}"
         return found
 
     def close(self) -> None:

@@ -49,7 +49,9 @@ async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | No
         stack.push_async_callback(service.close)
         recorder = monitor = None
         if settings.data:
-            recorder = stack.enter_context(contextlib.closing(Recorder(settings.data, settings.keep)))
+            recorder = stack.enter_context(
+                contextlib.closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
+            )
             monitor = await stack.enter_async_context(Monitor(recorder, settings.alarms).run())
         yield build_app(service, settings, recorder, keys, monitor, service)
 

@@ -112,7 +112,7 @@ class LocalService:
 
     async def start(self) -> LocalService:
         """Load the bundle and judge a first image. Raises `BundleError`, `ConfigError`."""
-        self._crew = await asyncio.to_thread(self._load, self._url)
+        self._crew = await asyncio.to_thread(self.load, self._url)
         return self
 
     async def inspect(self, job: Job) -> Judged:
@@ -143,7 +143,7 @@ class LocalService:
 
     async def swap(self, bundle_url: str) -> ServiceCard:
         """See `Service.swap`. Raises as `start`, and then the bundle that was in force stays."""
-        self._crew = await asyncio.to_thread(self._load, bundle_url)
+        self._crew = await asyncio.to_thread(self.load, bundle_url)
         self._url = bundle_url
         return self._crew.card
 
@@ -158,7 +158,8 @@ class LocalService:
             raise ServiceError("not-ready", "the bundle is being loaded; ask again in some seconds")
         return self._crew
 
-    def _load(self, url: str) -> Crew:
+    def load(self, url: str) -> Crew:
+        """Load a bundle, and judge a first image by it. Raises as `start`."""
         return Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
 
     async def _judge(self, crew: Crew, job: Job) -> Judged:

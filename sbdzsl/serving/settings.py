@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sbdzsl.config import Promise, RuleSetting, Settings
 from sbdzsl.runtime import Runtime
+from sbdzsl.serving.alerts.settings import AlertSettings
 from sbdzsl.serving.rules import AlarmSettings
 
 Shape = Literal["fused", "routed"]
@@ -56,3 +57,11 @@ class ServeSettings(Settings):
     data: str | None = Field(None, description="folder on a local disk for journal, alerts and kept images")
     keep: KeepSettings = KeepSettings()
     alarms: AlarmSettings = AlarmSettings()
+    alerts: AlertSettings = Field(AlertSettings(), description="who is told of alarms; its folder lies below `data`")
+    public_url: str | None = Field(None, description="where people reach the service, for links in alerts")
+
+    @model_validator(mode="after")
+    def _alerts_have_a_place(self) -> ServeSettings:
+        if self.alerts.sinks and self.data is None:
+            raise ValueError("alerts have to be stored before the answer: give a folder, `data`")
+        return self

@@ -46,6 +46,15 @@ def test_each_image_code_and_adapter_is_in_the_manual() -> None:
         assert f"`{adapter}`" in manual, adapter
 
 
+def test_each_code_that_a_camera_meets_is_in_its_manual() -> None:
+    manual = (ROOT / "docs" / "cameras.md").read_text(encoding="utf-8")
+    codes = errors.ServiceError.CODES | errors.ImageError.CODES
+    del codes["no-candidate"]  # met by who changes bundles
+    for code, status in codes.items():
+        assert f"`{code}`" in manual, code
+        assert str(status) in manual, status
+
+
 def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert config.load(config.AuditSettings, ROOT / "ray_configs" / "audit.yaml") == config.AuditSettings()
     assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(

@@ -96,6 +96,22 @@ CODES = {
     "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled", "crashing"},
     "StoppedError": {"too-many-errors", "out-of-time"},
+    "ServiceError": {
+        "bad-request",
+        "unauthorised",
+        "missing-scope",
+        "unknown-event",
+        "unknown-alarm",
+        "no-candidate",
+        "deadline-exceeded",
+        "idempotency-in-flight",
+        "idempotency-mismatch",
+        "overloaded",
+        "bad-answer",
+        "not-ready",
+        "unreachable",
+    },
+    "AlertError": {"outbox-unusable", "sink-unreachable", "alert-refused", "sink-gone"},
 }
 
 #: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
