@@ -29,6 +29,7 @@ from ray.serve.handle import DeploymentHandle
 
 from sbdzsl import bundle as bundles
 from sbdzsl.cluster.memory import Memory, RemotePart, RemoteRecorder
+from sbdzsl.cluster.metrics import Mirror
 from sbdzsl.cluster.session import session
 from sbdzsl.config import Settings
 from sbdzsl.errors import SbdzslError, ServiceError
@@ -152,7 +153,9 @@ class Inspection:
         if self._memory is not None:
             recorder, monitor = RemoteRecorder(self._memory), RemotePart(self._memory, "monitor")
         # To the application they are what they stand for.
-        return build_app(self._service, self._settings, cast("Any", recorder), keys, cast("Any", monitor))
+        app = build_app(self._service, self._settings, cast("Any", recorder), keys, cast("Any", monitor))
+        Mirror(app.state.meter.registry).start()
+        return app
 
     async def check_health(self) -> None:
         """Infer for real."""

@@ -189,7 +189,8 @@ def build_app(
     without `keys` anyone who can connect may do anything.
 
     `rollout` is the service itself where this process answers all requests, so that one of them can change its bundle.
-    Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop.
+    Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop; its metrics
+    are `app.state.meter`.
     """
     meter = Meter()
     if recorder is not None:
@@ -211,6 +212,7 @@ def build_app(
         app.include_router(rollout_routes(rollout, door))
     app.include_router(_health_routes(service, recorder, meter))
     app.state.is_stopping = lambda: False
+    app.state.meter = meter
     if recorder is not None and monitor is not None:
         app.include_router(stream_routes(service, recorder, monitor, door))
         app.include_router(history_routes(recorder, door))
