@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test broker lint types bench sbom clean
+.PHONY: setup demo test broker prometheus lint types bench sbom clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -17,7 +17,10 @@ demo: setup  ## draw a lake, train both stages, audit an archive, write a report
 broker:  ## the MQTT broker that tests of alerts publish to; where Debian's is not to be had they are skipped, and say so
 	PATH=$$PATH:/usr/sbin command -v mosquitto >/dev/null || (apt-get update && apt-get install -y --no-install-recommends mosquitto) || true
 
-test: setup broker  ## the whole test suite, real Ray included
+prometheus:  ## what alert rules are tested by, and what the local stack runs; where it is not to be had those tests are skipped, and say so
+	command -v promtool >/dev/null || (apt-get update && apt-get install -y --no-install-recommends prometheus) || true
+
+test: setup broker prometheus  ## the whole test suite, real Ray included
 	$(BIN)/python -m pytest
 
 lint: setup types  ## style, types and the walls between packages; a cache would miss what a new module changes elsewhere
