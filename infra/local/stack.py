@@ -14,9 +14,11 @@ unless --no-prometheus.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -119,6 +121,7 @@ class Stack:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "SBDZSL_DASHBOARD": f"http://127.0.0.1:{dashboard}",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # jobs are started by the word `python`
         }
         self._run("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3)], env)
         self._wait("s3", env["AWS_ENDPOINT_URL"])
@@ -137,7 +140,7 @@ class Stack:
         if with_prometheus:
             env["SBDZSL_PROMETHEUS"] = f"http://127.0.0.1:{prometheus}"
             self._prometheus(prometheus, service if bundle is not None else None, scrape_s, env)
-        lines = [f"export {name}={value}\n" for name, value in env.items()]
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in env.items()]
         (self.folder / "env.sh").write_text("".join(lines))
         return env
 
@@ -148,10 +151,9 @@ class Stack:
             if process is None:
                 continue
             family = [process, *process.children(recursive=True)]
-            process.send_signal(signal.SIGTERM)  # upon which `ray start --block` ends its own processes
+            _signal([process], signal.SIGTERM)  # upon which `ray start --block` ends its own processes
             _, alive = psutil.wait_procs(family, STOP_S)
-            for left in alive:
-                left.kill()
+            _signal(alive, signal.SIGKILL)
             psutil.wait_procs(alive, STOP_S)
         self._state.unlink(missing_ok=True)
 
@@ -226,6 +228,12 @@ class Stack:
 
     def _log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
+
+
+def _signal(processes: Sequence[psutil.Process], number: int) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            one.send_signal(number)
 
 
 def free_ports(number: int) -> list[int]:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sbdzsl.errors import AuditError
@@ -39,8 +40,8 @@ def submit(
     A job of this id that has not ended is followed, not started twice; after one that has ended the next free of
     `<id>-2`, `<id>-3` ... is taken. Nothing is shipped to the nodes. `cpus` are kept for the command itself,
     beside its actors'. A `KeyboardInterrupt` leaves the job running and says how to go on.
-    Raises `AuditError` "no-resources": the cluster does not answer, or the job had not begun after `pending_s` seconds
-    and was stopped.
+    Raises `AuditError` "no-resources": the cluster does not answer, refuses the token, or the job had not begun after
+    `pending_s` seconds and was stopped.
     """
     # It tells of each connection that was closed in good order.
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
@@ -59,6 +60,12 @@ def submit(
             report(f"job {name} goes on. To follow it: ray job logs --follow {at}   To stop it: ray job stop {at}")
             raise
         return _exit_code(client.get_job_info(name), report)
+    except AuthenticationError as error:
+        raise AuditError(
+            "no-resources",
+            f"{address} asks for its token, and found none or another one; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, "
+            "or RAY_AUTH_TOKEN_PATH",
+        ) from error
     except (ConnectionError, RuntimeError) as error:
         raise AuditError("no-resources", f"no jobs at {address}: {error}; give the address of the dashboard") from error
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from sbdzsl.config import AuditSettings
 from sbdzsl.errors import AuditError, ConfigError
@@ -46,7 +47,7 @@ def session(address: str | None = None) -> Iterator[None]:
     with _ended_like_by_hand():
         try:
             ray.init(address=target, log_to_driver=False, logging_level="warning", **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
             raise AuditError("no-resources", f"no Ray cluster at {target!r}: {error}") from error
         try:
             with _ended_like_by_hand():  # again, for Ray puts a handler of its own in place, which aborts

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+import ray
 from ray import serve
 
 from sbdzsl import bundle as bundles
@@ -103,6 +104,18 @@ def test_what_was_answered_is_remembered_and_shown(client: httpx2.Client, conten
     assert client.get("/v1/counters").json()["inspected"] >= len(answers)
     assert client.get("/v1/verdicts/999999999").status_code == 404
     assert "text/html" in client.get("/").headers["content-type"]
+
+
+def test_the_node_shows_the_metrics_of_its_replicas(client: httpx2.Client, contents: list[bytes]) -> None:
+    verdict = answer(client, contents[0]).json()["verdict"]
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    found: list[str] = []
+    while not found and time.monotonic() < deadline:
+        time.sleep(1)
+        lines = httpx2.get(url, timeout=10, trust_env=False).text.splitlines()
+        found = [line for line in lines if line.startswith("ray_sbdzsl_verdicts_total{") and f'"{verdict}"' in line]
+    assert found
 
 
 def test_bad_images_and_pictures_come_through(client: httpx2.Client, contents: list[bytes]) -> None:
