@@ -34,6 +34,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.cli.watch import watch
@@ -44,6 +45,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
+app.add_typer(registry_app, name="registry")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__
