@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic_core import ErrorDetails
 
 from sbdzsl.errors import ConfigError
 
@@ -275,6 +276,12 @@ class AuditSettings(Settings):
 
 S = TypeVar("S", bound=Settings)
 
+#: Type of a validator's error about a value that no message may repeat.
+HIDDEN = "hidden_value"
+
+#: Errors whose value would be a whole group of settings, or what someone wrote under a key that is not there.
+_UNSHOWN = frozenset({HIDDEN, "extra_forbidden", "union_tag_invalid", "union_tag_not_found"})
+
 
 def parse(model: type[S], values: dict[str, Any], source: str) -> S:
     """Build settings from plain values. Raises `ConfigError` that names `source`, key and reason."""
@@ -282,11 +289,16 @@ def parse(model: type[S], values: dict[str, Any], source: str) -> S:
         return model.model_validate(values)
     except ValidationError as error:
         reasons = "\n".join(
-            f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})"
-            for e in error.errors()
+            f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}{_found(e)}" for e in error.errors()
         )
         known = ", ".join(model.model_fields)
         raise ConfigError("bad-config", f"{reasons}\nknown keys: {known}") from None
+
+
+def _found(error: ErrorDetails) -> str:
+    """What was found, unless it may be a secret or holds other settings that may be."""
+    shown = error["type"] not in _UNSHOWN and not isinstance(error["input"], dict | list)
+    return f" (found {error['input']!r})" if shown else ""
 
 
 def load(model: type[S], path: str | Path | None) -> S:

@@ -152,6 +152,7 @@ class ServiceError(SbdzslError):
         "unauthorised": 401,
         "missing-scope": 403,
         "unknown-event": 404,
+        "unknown-alarm": 404,
         "no-candidate": 404,
         "deadline-exceeded": 408,
         "idempotency-in-flight": 409,
@@ -161,3 +162,21 @@ class ServiceError(SbdzslError):
         "not-ready": 503,
         "unreachable": 503,
     }
+
+
+class AlertError(SbdzslError):
+    """An alert cannot be stored or delivered. `sink-unreachable` and `alert-refused` are tried again by themselves.
+
+    `retry_after_s`: the sink asked not to be tried again before so many seconds; None where it did not.
+    """
+
+    CODES: ClassVar[dict[str, int]] = {
+        "outbox-unusable": 507,
+        "sink-unreachable": 503,
+        "alert-refused": 502,
+        "sink-gone": 410,
+    }
+
+    def __init__(self, code: str, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(code, message)
+        self.retry_after_s = retry_after_s

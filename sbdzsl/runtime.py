@@ -20,7 +20,14 @@ from sbdzsl.errors import ConfigError, ImageError
 Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 #: The extra of the package that brings each module.
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "openvino": "openvino", "transformers": "huggingface"}
+EXTRAS = {
+    "onnx": "export",
+    "onnxruntime": "export",
+    "openvino": "openvino",
+    "transformers": "huggingface",
+    "paho": "mqtt",
+    "asyncua": "opcua",
+}
 
 
 class Session(Protocol):

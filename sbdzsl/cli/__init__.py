@@ -19,6 +19,7 @@ from sbdzsl import __version__, config, lake
 from sbdzsl.cli.audit import audit_app
 from sbdzsl.cli.datasets import datasets_app
 from sbdzsl.cli.lakes import list_images
+from sbdzsl.cli.log import log_app
 from sbdzsl.cli.options import (
     Adapter,
     BundleUrl,
@@ -35,6 +36,7 @@ from sbdzsl.cli.options import (
     stdout,
 )
 from sbdzsl.cli.registry import registry_app
+from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.cli.watch import watch
@@ -46,6 +48,8 @@ app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
 app.add_typer(registry_app, name="registry")
+app.add_typer(log_app, name="log")
+app.add_typer(reviews_app, name="reviews")
 
 #: Typer keeps its command parser private; this is the parent of the errors that it makes public.
 _UsageError: Any = typer.BadParameter.__base__

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from fastapi import FastAPI
@@ -29,6 +29,7 @@ from ray.serve.handle import DeploymentHandle
 
 from sbdzsl import bundle as bundles
 from sbdzsl import registry
+from sbdzsl.cluster.memory import Memory, RemotePart, RemoteRecorder
 from sbdzsl.cluster.session import session
 from sbdzsl.config import Settings
 from sbdzsl.errors import SbdzslError, ServiceError
@@ -82,7 +83,15 @@ def build(args: ServeArgs) -> serve.Application:
         **_scale(args),
     )
     # The bundle is no argument of the constructor: a change of it would start new replicas.
-    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors)
+    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors, _memory(args.service))
+
+
+def _memory(settings: ServeSettings) -> serve.Application | None:
+    if settings.data is None:
+        return None
+    # No surge: two of them would write into one folder.
+    options = _COMMON | {"max_surge_percent": 0}
+    return serve.deployment(Memory, name="Memory", ray_actor_options={"num_cpus": 0}, **options).bind(settings)
 
 
 def _detector(args: ServeArgs, name: str) -> serve.Application:
@@ -126,8 +135,11 @@ def _deployment_name(surface: str | None) -> str:
 class Inspection:
     """HTTP and SBAD; SBDD too where the shape is fused."""
 
-    def __init__(self, args: ServeArgs, detectors: Mapping[str, DeploymentHandle]) -> None:
+    def __init__(
+        self, args: ServeArgs, detectors: Mapping[str, DeploymentHandle], memory: DeploymentHandle | None
+    ) -> None:
         self._settings = args.service
+        self._memory = None if memory is None else memory.options(_by_reference=False)
         if detectors:
             self._service: LocalService = RoutedService(detectors, args)
         else:
@@ -139,7 +151,11 @@ class Inspection:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         keys = KeyFile(self._settings.keys) if self._settings.keys is not None else None
-        return build_app(self._service, self._settings, None, keys)
+        recorder = monitor = None
+        if self._memory is not None:
+            recorder, monitor = RemoteRecorder(self._memory), RemotePart(self._memory, "monitor")
+        # To the application they are what they stand for.
+        return build_app(self._service, self._settings, cast("Any", recorder), keys, cast("Any", monitor))
 
     async def check_health(self) -> None:
         """Infer for real."""

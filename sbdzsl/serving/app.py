@@ -21,16 +21,21 @@ from sbdzsl import __version__
 from sbdzsl.config import POLICY_FORMS, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
 from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
+from sbdzsl.serving.assets import page_routes
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
 from sbdzsl.serving.candidate import CandidateService
+from sbdzsl.serving.history import history_routes, picture_routes
 from sbdzsl.serving.keys import Door, Key, KeyFile
+from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import Meter, Observed
 from sbdzsl.serving.open_inference import open_inference_routes
-from sbdzsl.serving.recorder import Recorder
+from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
 from sbdzsl.serving.rollout import rollout_routes
 from sbdzsl.serving.service import Job, Judged, Service
 from sbdzsl.serving.settings import ServeSettings
+from sbdzsl.serving.stream import session_routes, stream_routes
+from sbdzsl.serving.unseen import unseen_routes
 
 #: Seconds after which a caller who was refused for want of room may come again.
 RETRY_AFTER_S = 1
@@ -89,11 +94,19 @@ _INSPECTED = {
 class _Inspection:
     """One image or several: judged, recorded, answered."""
 
-    def __init__(self, service: Service, settings: ServeSettings, recorder: Recorder | None, meter: Meter) -> None:
+    def __init__(
+        self,
+        service: Service,
+        settings: ServeSettings,
+        recorder: Recorder | None,
+        meter: Meter,
+        monitor: Monitor | None,
+    ) -> None:
         self._service = service
         self._settings = settings
         self._recorder = recorder
         self._meter = meter
+        self._monitor = monitor
         self._replays = Replays()
 
     async def one(
@@ -133,16 +146,19 @@ class _Inspection:
     ) -> tuple[dict[str, Any], Judged]:
         await self._check_expected(query.shot.surface)
         job = Job(upload.content, upload.name or query.name, query.bit_depth, query.rule, as_png, deadline)
-        with self._meter.in_flight.track_inprogress():
-            judged = await self._service.inspect(job)
+        try:
+            with self._meter.in_flight.track_inprogress():
+                judged = await self._service.inspect(job)
+        except ServiceError:
+            if self._monitor is not None:
+                await self._monitor.refused()
+            raise
         document = answer_document(judged.verdict, query.shot, request_id, judged.queue_ms)
-        if not query.with_regions:
-            document["regions"] = []
         self._meter.count_answer(document)
         if self._recorder is not None:
             kept = document if key is None else document | {"idempotency_key": key}
             document["event_id"] = await self._recorder.record(kept, upload.content)
-        return document, judged
+        return (document if query.with_regions else document | {"regions": []}), judged
 
     async def _check_expected(self, surface: str | None) -> None:
         if surface is None:
@@ -156,7 +172,7 @@ class _Inspection:
         event = await self._recorder.answered(key) if self._recorder is not None else None
         if event is None:
             return None
-        document = {name: value for name, value in event.document.items() if name != "idempotency_key"}
+        document = {name: value for name, value in event.document.items() if name not in OWN_FIELDS}
         Replays.require_same(key, document["image_id"], image_id)
         return document
 
@@ -166,13 +182,18 @@ def build_app(
     settings: ServeSettings,
     recorder: Recorder | None = None,
     keys: KeyFile | None = None,
+    monitor: Monitor | None = None,
     rollout: CandidateService | None = None,
 ) -> FastAPI:
-    """The application. Without a `recorder` nothing is kept; without `keys` anyone who can connect may do anything.
+    """The application. Without a `recorder` nothing is kept, and without a `monitor` of it there is no operator page;
+    without `keys` anyone who can connect may do anything.
 
     `rollout` is the service itself where this process answers all requests, so that one of them can change its bundle.
+    Who runs the application sets `app.state.is_stopping`, so that live streams end when it is told to stop.
     """
     meter = Meter()
+    if recorder is not None:
+        recorder.watched_by(meter)
     app = FastAPI(
         title="sbdzsl",
         version=__version__,
@@ -182,13 +203,21 @@ def build_app(
         middleware=[Middleware(Observed, meter=meter)],
     )
     door = Door(keys)
-    inspection = _Inspection(service, settings, recorder, meter)
+    inspection = _Inspection(service, settings, recorder, meter, monitor)
     app.include_router(_inspection_routes(inspection, settings, door))
     app.include_router(open_inference_routes(service, inspection.document, settings, door))
     app.include_router(_bundle_routes(service, door))
     if rollout is not None:
         app.include_router(rollout_routes(rollout, door))
     app.include_router(_health_routes(service, recorder, meter))
+    app.state.is_stopping = lambda: False
+    if recorder is not None and monitor is not None:
+        app.include_router(stream_routes(service, recorder, monitor, door))
+        app.include_router(history_routes(recorder, door))
+        app.include_router(picture_routes(service, recorder, door))
+        app.include_router(unseen_routes(service, recorder, door))
+        app.include_router(session_routes(door))
+        app.include_router(page_routes())
     _handle_errors(app)
     return app
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import queue
+import secrets
 import sqlite3
 import threading
 import time
@@ -32,6 +33,12 @@ SCHEMA_VERSION = 1
 
 #: Events that wait for the disk, at most; beyond, whoever records waits with them.
 MAX_WAITING = 5000
+
+#: Numbers that are left out after a kill: more than can have waited for the disk.
+_SKIPPED = 4 * MAX_WAITING
+
+#: Events that are forgotten in one commit.
+_CLEARED = 500
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS events (
@@ -104,7 +111,11 @@ class Journal:
         self._writer = self._connect()
         self._writer.executescript(_TABLES)
         self._check_version()
-        self._next_id = 1 + self._last_id()
+        #: Tells this journal from all others, also from one that stood in this folder before; 16 hex digits.
+        self.identity = self._named()
+        # The good ones that a kill lost had numbers, which callers were told: these must not become others'.
+        self._next_id = 1 + self._last_id() + (_SKIPPED if self.mark("is_open") else 0)
+        self.note("is_open", 1)
         self._reader_lock = threading.Lock()
         self._reader = self._connect()
         self._waiting: queue.SimpleQueue[tuple[Event, Future[None]] | None] = queue.SimpleQueue()
@@ -176,10 +187,51 @@ class Journal:
         with contextlib.closing(self._connect()) as connection:
             connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
 
+    def read(self, after: int, limit: int, wanted: Wanted = ANY, up_to: int | None = None) -> list[Event]:
+        """As `events`, at once and from any thread, those that are on disk; numbered at most `up_to`."""
+        condition, values = ("id > ?", [after]) if up_to is None else ("id > ? AND id <= ?", [after, up_to])
+        return self._select(condition, values, wanted, "id", limit)
+
+    def behind(self, after: int, kind: str) -> tuple[int, float | None]:
+        """How many events of a kind come after a number, and the time of the oldest of them; from any thread."""
+        with self._reader_lock:
+            query = "SELECT count(*), min(at) FROM events WHERE kind = ? AND id > ?"
+            count, oldest = self._reader.execute(query, (kind, after)).fetchone()
+        return int(count), oldest
+
+    def clear(self, up_to: int, kind: str, keep: int) -> None:
+        """Forget events of a kind numbered at most `up_to`, but none of the newest `keep`; from any thread.
+
+        Their numbers are never given again.
+        """
+        newest = "SELECT id FROM events WHERE kind = ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        chunk = "SELECT id FROM events WHERE kind = ? AND id <= ? ORDER BY id LIMIT ?"
+        with contextlib.closing(self._connect()) as connection:
+            row = connection.execute(newest, (kind, keep)).fetchone()
+            if row is None:
+                return
+            up_to = min(up_to, int(row[0]))
+            self.note("cleared_to", max(up_to, self.mark("cleared_to") or 0))
+            # In small steps, for an alarm that is being recorded waits for each of them.
+            while connection.execute(f"DELETE FROM events WHERE id IN ({chunk})", (kind, up_to, _CLEARED)).rowcount:
+                pass
+
+    def check(self) -> None:
+        """Raise the `LakeError` that keeps events from being written, unless by now they can be; waits for the disk."""
+        failure = self.failure
+        if failure is None:
+            return
+        try:
+            self.note("tried", int(time.time()))
+        except (sqlite3.Error, LakeError):
+            raise failure from None
+        self.failure = None
+
     def close(self) -> None:
         """Write what waits and give the file back."""
         self._waiting.put(None)
         self._thread.join()
+        self.note("is_open", 0)
         self._reader.close()
         self._writer.close()
         self._lock.release()
@@ -204,6 +256,10 @@ class Journal:
             raise LakeError(
                 "unsupported-store", f"{self._path} has tables of version {found}, expected {SCHEMA_VERSION}"
             )
+
+    def _named(self) -> str:
+        self._writer.execute("INSERT OR IGNORE INTO marks VALUES ('identity', ?)", (secrets.randbits(63),))
+        return f"{self.mark('identity'):016x}"
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -261,6 +317,23 @@ class Journal:
     def _tell(self) -> None:
         for news in self._news:
             news.set()
+
+
+def stored_events(folder: str, kind: str) -> list[Event]:
+    """All events of a kind, the oldest first, read by any process, also while a service writes.
+
+    Raises `LakeError` "not-found" where there is no journal, "unreachable" where it cannot be read.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise LakeError("not-found", f"no {FILE} in {folder}: expected the data folder of `sbdzsl serve`")
+    query = "SELECT id, at, kind, document FROM events WHERE kind = ? ORDER BY id"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as found:
+            rows = found.execute(query, (kind,)).fetchall()
+    except sqlite3.Error as error:
+        raise LakeError("unreachable", f"{path} cannot be read: {error}") from None
+    return [Event(number, at, kind, json.loads(text)) for number, at, kind, text in rows]
 
 
 def _row(event: Event) -> tuple[Any, ...]:

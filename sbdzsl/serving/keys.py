@@ -138,6 +138,10 @@ class Door:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         return self._keys.find(secret.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE))
 
+    def owner(self, secret: str) -> Key:
+        """Whose key it is. Raises `ServiceError` "unauthorised"."""
+        return LOCAL if self._keys is None else self._keys.find(secret)
+
     def with_scope(self, scope: Scope) -> Callable[[Request], Awaitable[Key]]:
         """A dependency: whose request this is, if that key has the scope."""
 

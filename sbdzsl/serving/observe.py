@@ -11,12 +11,16 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sbdzsl.serving.alerts import SinkStatistics
 
 log = logging.getLogger("sbdzsl.serving")
 
@@ -77,9 +81,47 @@ class Meter:
         if document["unseen_score"] is not None and document["unseen_threshold"] > 0:
             self._unseen_score.labels(surface).observe(document["unseen_score"] / document["unseen_threshold"])
 
+    def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
+        """A gauge whose value is asked for whenever metrics are read; `value` must not wait for anything."""
+        Gauge(name, description, registry=self.registry).set_function(value)
+
+    def watch_sinks(self, statistics: Callable[[], Sequence[SinkStatistics]]) -> None:
+        """Show how the alerts of each sink fare; asked for whenever metrics are read."""
+        self.registry.register(_SinkCollector(statistics))
+
     def exposition(self) -> bytes:
         """All metrics, as Prometheus reads them."""
         return generate_latest(self.registry)
+
+
+class _SinkCollector(Collector):
+    """Alerts by sink. A sink delivers (1) or fails, stands by, is disabled (0)."""
+
+    def __init__(self, statistics: Callable[[], Sequence[SinkStatistics]]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector.collect`."""
+        found = self._statistics()
+        for name, text, value in (
+            ("sbdzsl_alert_sink_up", "Whether the sink takes alerts", lambda one: one.state == "delivering"),
+            ("sbdzsl_alerts_pending", "Alerts that wait for the sink", lambda one: one.pending),
+            ("sbdzsl_alerts_dead", "Alerts given up that are still kept", lambda one: one.dead),
+            ("sbdzsl_alerts_oldest_pending_seconds", "Age of the oldest", lambda one: one.oldest_pending_s or 0),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=["sink"])
+            for one in found:
+                gauge.add_metric([one.name], float(value(one)))  # type: ignore[no-untyped-call]
+            yield gauge
+        for name, text, value in (
+            ("sbdzsl_alerts_delivered", "Alerts that the sink took", lambda one: one.delivered),
+            ("sbdzsl_alert_attempts_failed", "Attempts in vain", lambda one: one.failed),
+            ("sbdzsl_alerts_given_up", "Alerts that went to the dead-letter file", lambda one: one.given_up),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["sink"])
+            for one in found:
+                counter.add_metric([one.name], float(value(one)))
+            yield counter
 
 
 class Observed:

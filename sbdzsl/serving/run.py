@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from sbdzsl.errors import ConfigError
 from sbdzsl.serving.app import build_app
 from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
+from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import JsonLines
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import LocalService
@@ -43,12 +44,16 @@ def require_keys(host: str, settings: ServeSettings) -> KeyFile | None:
 @asynccontextmanager
 async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | None) -> AsyncIterator[FastAPI]:
     """The application with all that it needs in this process, for the length of a `with` block."""
-    service = CandidateService(await LocalService(bundle_url, settings).start(), settings)
-    with contextlib.closing(Recorder(settings.data)) if settings.data else contextlib.nullcontext() as recorder:
-        try:
-            yield build_app(service, settings, recorder, keys, rollout=service)
-        finally:
-            await service.close()
+    async with AsyncExitStack() as stack:
+        service = CandidateService(await LocalService(bundle_url, settings).start(), settings)
+        stack.push_async_callback(service.close)
+        recorder = monitor = None
+        if settings.data:
+            recorder = stack.enter_context(
+                contextlib.closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
+            )
+            monitor = await stack.enter_async_context(Monitor(recorder, settings.alarms).run())
+        yield build_app(service, settings, recorder, keys, monitor, service)
 
 
 def serve(bundle_url: str, settings: ServeSettings, host: str, port: int, report: Callable[[str], None]) -> None:
@@ -80,7 +85,9 @@ async def _serve(
             server_header=False,
         )
         report(f"http://{host}:{port} judges by bundle {bundle_url}; Ctrl-C ends it")
-        await uvicorn.Server(config).serve()
+        server = uvicorn.Server(config)
+        app.state.is_stopping = lambda: server.should_exit
+        await server.serve()
 
 
 def _log_as_json() -> None:

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import psutil
@@ -40,9 +39,12 @@ def free_port() -> int:
         return port
 
 
-def arguments(bundle_url: str, shape: Any, **more: Any) -> ServeArgs:
-    """A deployment that takes no CPU of its own and leaves each net one thread."""
-    return ServeArgs(bundle=bundle_url, shape=shape, cpus=0, detector_cpus=0, service=ServeSettings(threads=1), **more)
+def arguments(bundle_url: str, data: Path | None = None) -> ServeArgs:
+    """The routed shape, one surface in the deployment for rare ones; it takes no CPU, each net one thread."""
+    service = ServeSettings(threads=1, data=str(data) if data else None)
+    return ServeArgs(
+        bundle=bundle_url, shape="routed", cpus=0, detector_cpus=0, shared_surfaces=(SEEN[2],), service=service
+    )
 
 
 def answer(client: httpx2.Client, content: bytes) -> httpx2.Response:
@@ -50,13 +52,18 @@ def answer(client: httpx2.Client, content: bytes) -> httpx2.Response:
 
 
 @pytest.fixture(scope="module")
-def client(trained: Trained) -> Iterator[httpx2.Client]:
-    """A client of the routed shape; one surface shares its deployment."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the service's memory."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def client(trained: Trained, data: Path) -> Iterator[httpx2.Client]:
+    """A client of a running service."""
     os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "90"
     port = free_port()
-    args = arguments(trained.bundle_url, "routed", shared_surfaces=(SEEN[2],))
     with (
-        deployed(args, "127.0.0.1", port),
+        deployed(arguments(trained.bundle_url, data), "127.0.0.1", port),
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as found,
     ):
         yield found
@@ -79,7 +86,23 @@ def test_verdicts_are_those_of_the_inspector(client: httpx2.Client, trained: Tra
 
 def test_every_seen_surface_was_judged_in_its_own_deployment(client: httpx2.Client) -> None:
     names = set(serve.status().applications["default"].deployments)
-    assert names == {"Inspection", f"Detector-{SEEN[0]}", f"Detector-{SEEN[1]}", "Detectors"}
+    assert names == {"Inspection", "Memory", f"Detector-{SEEN[0]}", f"Detector-{SEEN[1]}", "Detectors"}
+
+
+def test_what_was_answered_is_remembered_and_shown(client: httpx2.Client, contents: list[bytes]) -> None:
+    answers = [answer(client, content).json() for content in contents]
+    alarms = [one for one in answers if one["verdict"] in ("defect", "unseen")]
+    assert alarms
+    for one in alarms[:3]:
+        kept = client.get(f"/v1/verdicts/{one['event_id']}").json()
+        assert kept["image_id"] == one["image_id"]
+        assert client.get(f"/v1/verdicts/{one['event_id']}/overlay").headers["content-type"].startswith("image/")
+    deadline = time.monotonic() + 30
+    while client.get("/v1/counters").json()["inspected"] < len(answers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert client.get("/v1/counters").json()["inspected"] >= len(answers)
+    assert client.get("/v1/verdicts/999999999").status_code == 404
+    assert "text/html" in client.get("/").headers["content-type"]
 
 
 def test_bad_images_and_pictures_come_through(client: httpx2.Client, contents: list[bytes]) -> None:
@@ -93,7 +116,7 @@ def test_bad_images_and_pictures_come_through(client: httpx2.Client, contents: l
 
 
 def test_a_new_bundle_is_put_in_force_without_a_lost_request(
-    client: httpx2.Client, trained: Trained, contents: list[bytes], tmp_path: Path
+    client: httpx2.Client, trained: Trained, contents: list[bytes], data: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(trained.bundle_url, copy)
@@ -112,7 +135,7 @@ def test_a_new_bundle_is_put_in_force_without_a_lost_request(
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        serve.run(build(arguments(str(copy), "routed", shared_surfaces=(SEEN[2],))), route_prefix="/")
+        serve.run(build(arguments(str(copy), data)), route_prefix="/")
         new = bundles.load(str(copy)).digest
         deadline = time.monotonic() + 60
         while digests[new] < 5 and time.monotonic() < deadline:
@@ -140,7 +163,7 @@ def test_a_dead_detector_costs_a_retry_and_no_verdict(client: httpx2.Client, con
 
 def test_without_a_bundle_nothing_is_deployed() -> None:
     with pytest.raises(BundleError):
-        build(arguments("/nowhere", "routed"))
+        build(arguments("/nowhere"))
 
 
 def replica_pids(name: str) -> list[int]:

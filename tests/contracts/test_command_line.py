@@ -8,6 +8,22 @@ from sbdzsl.cli import app
 from sbdzsl.config import Policy, ThresholdRule
 
 COMMANDS = {
+    "serve": {
+        "--bundle",
+        "--host",
+        "--port",
+        "--shape",
+        "--proxy",
+        "--data",
+        "--keys",
+        "--policy",
+        "--promise",
+        "--runtime",
+        "--config",
+    },
+    "keys create": {"--file", "--name", "--scope", "--days"},
+    "keys list": {"--file"},
+    "keys revoke": {"--file", "number"},
     "ingest": {"--adapter", "--source", "--out", "--surface", "--fold", "--folds", "--seed"},
     "train": {"--manifest", "--bundle", "--backbone", "--unseen", "--config", "--seed", "--device"},
     "evaluate": {
@@ -64,6 +80,29 @@ COMMANDS = {
     "enrol": {"--bundle", "--surface", "--out", "--images", "--manifest", "--attributes", "--seed", "--device"},
     "retire": {"--bundle", "--surface", "--out"},
     "groups": {"--bundle", "--out", "--audit", "--images", "--max-images", "--device"},
+    "log query": {
+        "--log",
+        "--since",
+        "--until",
+        "--verdict",
+        "--surface",
+        "--camera",
+        "--limit",
+        "--out",
+        "--json",
+    },
+    "reviews export": {"--data", "--out", "--images", "--seed"},
+    "reviews recalibrate": {
+        "--bundle",
+        "--data",
+        "--log",
+        "--surface",
+        "--policy",
+        "--out",
+        "--approve",
+        "--reason",
+        "--to",
+    },
     "watch": {
         "folder",
         "--endpoint",

@@ -25,7 +25,7 @@ def test_each_command_in_the_documents_exists() -> None:
     for document in DOCUMENTS:
         for line in re.findall(r"^sbdzsl [^\n]+", document.read_text(encoding="utf-8"), re.MULTILINE):
             words = line.split("#")[0].split()
-            verb = " ".join(words[1:3]) if words[1] == "datasets" or words[1:3] == ["audit", "diff"] else words[1]
+            verb = next((verb for verb in (" ".join(words[1:3]), words[1]) if verb in COMMANDS), words[1])
             verb = "audit run" if verb == "audit" else verb
             assert verb in COMMANDS, line
             unknown = {word for word in words if word.startswith("--")} - COMMANDS[verb]
@@ -50,6 +50,7 @@ def test_each_code_that_a_camera_meets_is_in_its_manual() -> None:
     manual = (ROOT / "docs" / "cameras.md").read_text(encoding="utf-8")
     codes = errors.ServiceError.CODES | errors.ImageError.CODES
     del codes["no-candidate"]  # met by who changes bundles
+    del codes["unknown-alarm"]  # met by who acknowledges alarms
     for code, status in codes.items():
         assert f"`{code}`" in manual, code
         assert str(status) in manual, status

@@ -9,6 +9,7 @@ from sbdzsl.datasets import validation
 from sbdzsl.lake import MANIFEST_SCHEMA, MANIFEST_VALUES
 from sbdzsl.report import summarise
 from sbdzsl.report.diff import REASONS
+from sbdzsl.serving.log import LOG_SCHEMA
 from sbdzsl.verdict import VERDICT_SCHEMA
 from tests.verdicts import draw_facts, draw_references, draw_verdicts
 
@@ -100,6 +101,7 @@ CODES = {
         "unauthorised",
         "missing-scope",
         "unknown-event",
+        "unknown-alarm",
         "no-candidate",
         "deadline-exceeded",
         "idempotency-in-flight",
@@ -109,6 +111,7 @@ CODES = {
         "not-ready",
         "unreachable",
     },
+    "AlertError": {"outbox-unusable", "sink-unreachable", "alert-refused", "sink-gone"},
 }
 
 #: Of `sbdzsl datasets validate`, beside those of images and stores; and the columns of what it writes.
@@ -195,6 +198,29 @@ DIFF_REASONS = {
     "score-and-threshold-moved",
     "other-surface",
 }
+
+
+#: What the log of a service has beside the columns of a verdict.
+LOG = {
+    "journal": "string",
+    "event_id": "int64",
+    "request_id": "string",
+    "camera": "string",
+    "trigger_id": "string",
+    "part_id": "string",
+    "sequence": "int64",
+    "captured_at": "timestamp[us, tz=UTC]",
+    "surface_expected": "string",
+    "surface_as_expected": "bool",
+    "queue_ms": "float",
+}
+
+
+def test_the_verdict_log_is_the_verdict_table_with_columns_of_the_service() -> None:
+    assert LOG_SCHEMA.names == [*VERDICT, *LOG]
+    assert all(LOG_SCHEMA.field(name).equals(VERDICT_SCHEMA.field(name)) for name in VERDICT)
+    assert {name: str(LOG_SCHEMA.field(name).type) for name in LOG} == LOG
+    assert LOG_SCHEMA.metadata == {b"sbdzsl_schema": b"verdict-log", b"version": b"1"}
 
 
 def test_summary_of_an_audit() -> None:

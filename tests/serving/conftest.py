@@ -38,7 +38,7 @@ def served(
     """The application, on a loop of its own, as a server would run it."""
     service = CandidateService(asyncio.run(LocalService(bundle_url, settings).start()), settings)
     with ExitStack() as stack:
-        recorder = Recorder(str(data)) if data else None
+        recorder = Recorder(str(data), settings.keep, settings.alerts, settings.public_url) if data else None
         if recorder is not None:
             stack.callback(recorder.close)
         client = stack.enter_context(TestClient(build_app(service, settings, recorder, keys, rollout=service)))
