@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from sbdzsl.cli.options import BundleUrl, Device, Policy, percent, say, stdout
+from sbdzsl.config import ThresholdRule
 from sbdzsl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,11 +64,10 @@ def show(registry: RegistryUrl, name: Name) -> None:
         say(f"{key:22} {value}")
     if found.record is None:
         return
-    table = Table("record", "bundle", "what", "when", "by", "reason", "gate")
     for record in reversed(opened.history(name)):
-        when, who, why = record.at.isoformat(" ", "seconds")[:19], record.by, record.reason
-        table.add_row(str(record.number), record.bundle[:_DIGITS], _what(record), when, who, why, _gate(record))
-    stdout.print(table)
+        when, why = record.at.isoformat(" ", "seconds")[:19], record.reason or "no reason given"
+        said = f"{_what(record)}, {when} by {record.by}: {why}{_gate(record)}"
+        say(f"record {record.number}: {record.bundle[:_DIGITS]} {said}")
 
 
 def _provenance(digest: str, card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -82,8 +82,8 @@ def _provenance(digest: str, card: Mapping[str, Any]) -> Iterator[tuple[str, str
     for surface, entry in sorted(card["detectors"].items()):
         counts = ", ".join(f"{number} {split}" for split, number in images.get(surface, {}).items()) or "no counts"
         threshold = entry["threshold"]
-        rule = f"threshold {threshold['value']:.3f}, {threshold['policy']}, data {threshold['data_digest'][:_DIGITS]}"
-        yield f"surface {surface}", f"{counts}; {rule}"
+        rule = f"{ThresholdRule(**threshold['rule'])} on held-out images {threshold['data_digest'][:_DIGITS]}"
+        yield f"surface {surface}", f"{counts}; threshold {threshold['value']:.3f} by {rule}"
     for number, step in enumerate(made.pop("steps", ()), start=1):
         yield f"changed since, step {number}", ", ".join(f"{key} {value}" for key, value in step.items())
     for key, value in made.items():
@@ -97,8 +97,8 @@ def _what(record: Record) -> str:
 
 def _gate(record: Record) -> str:
     if record.gate is None:
-        return "–"
-    return "; ".join(record.gate["reasons"]) or f"passed on {record.gate['num_images']:,} images"
+        return ""
+    return "; gate: " + ("; ".join(record.gate["reasons"]) or f"passed on {record.gate['num_images']:,} images")
 
 
 @registry_app.command("promote")

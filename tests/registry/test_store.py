@@ -284,12 +284,14 @@ class TestGc:
         for digest in digests[:4]:
             promote(local, digest)
         promote(local, digests[4], "candidate")
+        lake.write_bytes(local.signature_url(digests[5]), b"a signature")
         for below in ("bundles", "claims"):
             age(local, below, 60)
         assert local.gc(keep_days=30, keep_last=1, dry_run=True) == (digests[5],), "pointed to a moment ago"
         assert len(local.versions()) == 6
         removed = local.gc(keep_days=0, keep_last=2)
         assert set(removed) == {digests[0], digests[1], digests[5]}
+        assert not lake.exists(local.signature_url(digests[5]))
         assert {version.digest for version in local.versions()} == {digests[2], digests[3], digests[4]}
         assert local.rollback("production", "anna", "x").bundle == digests[2]
         assert local.verify() == ()
