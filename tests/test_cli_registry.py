@@ -109,6 +109,15 @@ def test_verbs_take_a_registrys_name_for_a_bundle(
     assert "no alias 'line7'; it has: production; if the folder" in said
 
 
+def test_one_registry_takes_from_another(
+    trained: Trained, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ("--registry", str(tmp_path / "other"))
+    assert run(capsys, "registry", "push", *other, "--bundle", named).strip() == trained.bundle.digest
+    run(capsys, "registry", "promote", *other, "--alias", "candidate", "--bundle", named)
+    assert Registry(other[1]).resolve("candidate").digest == trained.bundle.digest
+
+
 def test_a_folder_that_is_called_like_a_name(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

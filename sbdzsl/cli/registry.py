@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from sbdzsl.cli.options import BundleUrl, Device, Policy, percent, say, stdout
+from sbdzsl.cli.options import BundleUrl, Device, Policy, located, percent, say, stdout
 from sbdzsl.config import ThresholdRule
 from sbdzsl.errors import ConfigError
 
@@ -105,7 +105,9 @@ def _gate(record: Record) -> str:
 def promote(
     registry: RegistryUrl,
     alias: Alias,
-    bundle: Annotated[str | None, typer.Option(help="Folder or URL of a bundle, which is pushed first.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(callback=located, help="Folder or URL of a bundle, which is pushed first.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Alias or digest of one in the registry.")] = None,
     manifest: Annotated[
         list[str] | None, typer.Option(help="Manifest (Parquet) that decides by its test rows; may be given again.")
