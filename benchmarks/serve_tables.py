@@ -123,6 +123,17 @@ def alerts(figures: dict[str, Any]) -> list[Row]:
     ]
 
 
+def page(figures: dict[str, Any]) -> list[Row]:
+    """From a camera's request to the operator's eyes."""
+    return [
+        (
+            "Operator page: from the request to the verdict on the page, median; 99 %",
+            "≤ 2 s",
+            f"{figures['verdict']['p50_ms']:.0f} ms; {figures['verdict']['p99_ms']:.0f} ms",
+        )
+    ]
+
+
 STUDIES = {
     "serve_same": same,
     "serve_latency": latency,
@@ -132,4 +143,5 @@ STUDIES = {
     "watch_kills": watch,
     "log_crash": log,
     "alert_delivery": alerts,
+    "page_latency": page,
 }

@@ -14,7 +14,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from sbdzsl import bundle as bundles
 from sbdzsl.errors import SbdzslError, ServiceError
+from sbdzsl.report.drift import References
+from sbdzsl.report.gallery import references_of
+from sbdzsl.serving.live_drift import LiveDrift
 from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import Meter, log
 from sbdzsl.serving.recorder import Recorder
@@ -27,15 +31,24 @@ MAX_ON_THEIR_WAY = 200
 
 
 class Memory:
-    """The deployment. There is one replica of it: the folder belongs to one process."""
+    """The deployment. There is one replica of it: the folder belongs to one process.
 
-    async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    The bundle is loaded for what drift is measured against; nothing is judged here.
+    """
+
+    async def __init__(self, settings: ServeSettings, bundle_url: str) -> None:  # type: ignore[misc]  # Serve awaits it
         assert settings.data is not None
+        bundle = await asyncio.to_thread(bundles.load, bundle_url, "cpu", settings.promise)
+        reference = (bundle.digest, references_of(bundle))
+
+        async def in_force() -> tuple[str, References]:
+            return reference
+
         self._open = AsyncExitStack()
         recorder = self._open.enter_context(
             closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
         )
-        monitor = await self._open.enter_async_context(Monitor(recorder, settings.alarms).run())
+        monitor = await self._open.enter_async_context(Monitor(recorder, settings.alarms, LiveDrift(in_force)).run())
         self._parts: dict[Part, Any] = {"recorder": recorder, "monitor": monitor}
 
     async def call(self, part: Part, method: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:

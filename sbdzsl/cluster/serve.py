@@ -83,15 +83,17 @@ def build(args: ServeArgs) -> serve.Application:
         **_scale(args),
     )
     # The bundle is no argument of the constructor: a change of it would start new replicas.
-    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors, _memory(args.service))
+    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors, _memory(args))
 
 
-def _memory(settings: ServeSettings) -> serve.Application | None:
-    if settings.data is None:
+def _memory(args: ServeArgs) -> serve.Application | None:
+    if args.service.data is None:
         return None
     # No surge: two of them would write into one folder.
     options = _COMMON | {"max_surge_percent": 0}
-    return serve.deployment(Memory, name="Memory", ray_actor_options={"num_cpus": 0}, **options).bind(settings)
+    return serve.deployment(Memory, name="Memory", ray_actor_options={"num_cpus": 0}, **options).bind(
+        args.service, args.bundle
+    )
 
 
 def _detector(args: ServeArgs, name: str) -> serve.Application:

@@ -42,11 +42,16 @@ def make_viewer(inspector: Inspector) -> Viewer:
         return group_unseen(bundle, samples, report=lambda _: None)
 
     return Viewer(
-        references={surface: _references(bundle, surface) for surface in bundle.surfaces},
+        references=references_of(bundle),
         picture=lambda row: gallery_image(inspector, row),
         thumbnail=lambda sample: _thumbnail(inspector, sample),
         group=group,
     )
+
+
+def references_of(bundle: Bundle) -> References:
+    """What drift of the images of each surface is measured against."""
+    return {surface: _references(bundle, surface) for surface in bundle.surfaces}
 
 
 def _references(bundle: Bundle, surface: str) -> dict[Measure, NDArray[np.float64]]:

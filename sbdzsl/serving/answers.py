@@ -69,6 +69,15 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _PROBLEM | {"description": _DESCRIPTIONS[status]} for status in statuses}
 
 
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "It is the one that the caller has."}}
+
+
+def files(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
+    """A file of one of these media types that an operation answers with, for the OpenAPI document."""
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": description, "content": dict.fromkeys(kinds, schema)}}
+
+
 def answer_document(verdict: Verdict, shot: Shot, request_id: str, queue_ms: float) -> dict[str, Any]:
     """The fields of an `Answer` as plain JSON values."""
     as_expected = None

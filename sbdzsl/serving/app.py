@@ -27,7 +27,7 @@ from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.history import history_routes, picture_routes
 from sbdzsl.serving.keys import Door, Key, KeyFile
 from sbdzsl.serving.monitor import Monitor
-from sbdzsl.serving.observe import Meter, Observed
+from sbdzsl.serving.observe import Meter, Observed, log
 from sbdzsl.serving.open_inference import open_inference_routes
 from sbdzsl.serving.recorder import OWN_FIELDS, Recorder
 from sbdzsl.serving.replays import Replays
@@ -315,6 +315,12 @@ def _handle_errors(app: FastAPI) -> None:
     async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
         found = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
         return problem(ServiceError("bad-request", found), request.state.request_id)
+
+    @app.exception_handler(Exception)
+    async def ours(request: Request, error: Exception) -> Response:
+        log.exception("a mistake of this program", exc_info=error)
+        detail = f"a mistake of this program, {type(error).__name__}; the log has it under this request id"
+        return problem_response(500, "internal", detail, request.state.request_id)
 
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> Response:

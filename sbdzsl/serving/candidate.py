@@ -20,6 +20,7 @@ from pydantic import Field
 
 from sbdzsl.config import Settings
 from sbdzsl.errors import SbdzslError, ServiceError
+from sbdzsl.report.drift import References
 from sbdzsl.serving.service import Job, Judged, LocalService, Service, ServiceCard
 from sbdzsl.serving.settings import ServeSettings
 from sbdzsl.verdict import Verdict
@@ -174,6 +175,10 @@ class CandidateService:
     async def card(self) -> ServiceCard:
         """See `Service.card`."""
         return await self._current.card()
+
+    async def reference(self) -> tuple[str, References]:
+        """See `Service.reference`."""
+        return await self._current.reference()
 
     async def check(self) -> None:
         """See `Service.check`."""

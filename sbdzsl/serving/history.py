@@ -18,7 +18,8 @@ from sbdzsl.config import ImageSettings, Settings, ThresholdRule
 from sbdzsl.errors import ServiceError
 from sbdzsl.inspector import load_image
 from sbdzsl.report.overlay import encode_thumbnail
-from sbdzsl.serving.answers import problems
+from sbdzsl.serving.answers import NOT_MODIFIED, files, problems
+from sbdzsl.serving.bodies import RAW_TYPES
 from sbdzsl.serving.journal import Event, Wanted
 from sbdzsl.serving.keys import Door, Key
 from sbdzsl.serving.log import to_parquet
@@ -90,7 +91,10 @@ def history_routes(recorder: Recorder, door: Door) -> APIRouter:
         return {"verdicts": [summary(event) for event in found], "last_id": await recorder.last_id()}
 
     @router.get(
-        "/export", summary="The filtered answers as a file, in the columns of the verdict log", responses=problems(400)
+        "/export",
+        summary="The filtered answers as a file, in the columns of the verdict log",
+        response_class=Response,
+        responses=problems(400) | files("The file.", "text/csv", "application/vnd.apache.parquet"),
     )
     async def export(
         _: Annotated[Key, Depends(door.with_scope("infer"))],
@@ -128,7 +132,12 @@ def picture_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
     router = APIRouter(prefix="/v1/verdicts", responses=problems(401, 403, 503))
     pictures = _Pictures(service, recorder)
 
-    @router.get("/{number}/image", summary="The image, byte for byte", responses=problems(400, 404))
+    @router.get(
+        "/{number}/image",
+        summary="The image, byte for byte",
+        response_class=Response,
+        responses=problems(400, 404) | files("The file as it came.", *RAW_TYPES) | NOT_MODIFIED,
+    )
     async def image(
         number: int, _: Annotated[Key, Depends(door.with_scope("infer"))], if_none_match: KnownTag = None
     ) -> Response:
@@ -139,7 +148,12 @@ def picture_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
         content = await recorder.image(number)
         return _picture(content, _media_type(content), digest)
 
-    @router.get("/{number}/thumbnail", summary="The image as a small JPEG", responses=problems(400, 404, 413, 415, 422))
+    @router.get(
+        "/{number}/thumbnail",
+        summary="The image as a small JPEG",
+        response_class=Response,
+        responses=problems(400, 404, 413, 415, 422) | files("The picture.", "image/jpeg") | NOT_MODIFIED,
+    )
     async def thumbnail(
         number: int,
         _: Annotated[Key, Depends(door.with_scope("infer"))],
@@ -152,8 +166,12 @@ def picture_routes(service: Service, recorder: Recorder, door: Door) -> APIRoute
             return Response(status_code=304)
         return _picture(await pictures.thumbnail(event, size), "image/jpeg", mark)
 
-    @router.get("/{number}/overlay", summary="The image with what was found, judged again now",
-                responses=problems(400, 404, 408, 422, 429))  # fmt: skip
+    @router.get(
+        "/{number}/overlay",
+        summary="The image with what was found, judged again now",
+        response_class=Response,
+        responses=problems(400, 404, 408, 422, 429) | files("The picture.", "image/png"),
+    )
     async def overlay(number: int, _: Annotated[Key, Depends(door.with_scope("infer"))]) -> Response:
         return await pictures.overlay(await _answer(recorder, number))
 
@@ -200,8 +218,8 @@ class _Pictures:
 
 
 async def _answer(recorder: Recorder, number: int) -> Event:
-    event = await recorder.event(number) if 0 < number < 2**63 else None
-    if event is None or event.kind != "verdict":
+    event = await recorder.event(number)
+    if event.kind != "verdict":
         raise ServiceError("unknown-event", f"event {number} is no answer; `GET /v1/verdicts` lists them")
     return event
 

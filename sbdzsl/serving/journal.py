@@ -162,7 +162,8 @@ class Journal:
 
     async def event(self, number: int) -> Event:
         """One event. Raises `ServiceError` "unknown-event"."""
-        found = await asyncio.to_thread(self._select, "id = ?", [number], Wanted(), "id", 1)
+        is_number = 0 < number < 2**63  # beyond, SQLite refuses to look
+        found = await asyncio.to_thread(self._select, "id = ?", [number], ANY, "id", 1) if is_number else []
         if not found:
             raise ServiceError("unknown-event", f"the journal has no event {number}; it may have been cleared away")
         return found[0]

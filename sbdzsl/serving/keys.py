@@ -90,7 +90,7 @@ class KeyFile:
 
     def find(self, secret: str | None) -> Key:
         """Whose key this is. Raises `ServiceError` "unauthorised"; it never says which part was wrong."""
-        found = hashlib.sha256((secret or "").encode()).hexdigest()
+        found = hashlib.sha256((secret or "").encode("utf-8", "surrogatepass")).hexdigest()
         matching = [key for key in self.read() if hmac.compare_digest(key.sha256, found)]
         if not secret or not matching or not matching[0].is_live():
             raise ServiceError("unauthorised", "a live API key is needed: send it as `Authorization: Bearer KEY`")

@@ -15,9 +15,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sbdzsl.errors import SbdzslError, ServiceError
-from sbdzsl.serving.alarms import Alarm, AlarmBook
+from sbdzsl.serving.alarms import Alarm, AlarmBook, Condition
 from sbdzsl.serving.counters import Counters
 from sbdzsl.serving.journal import Event, Wanted
+from sbdzsl.serving.live_drift import LiveDrift
 from sbdzsl.serving.observe import log
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.rules import AlarmSettings, Window, total_ms
@@ -27,6 +28,8 @@ from sbdzsl.serving.trend import Trend
 TICK_S = 1.0
 #: Seconds between two snapshots of the counters.
 SNAPSHOT_S = 30.0
+#: Seconds between two looks at whether the images have drifted, which takes hundreds of them.
+DRIFT_S = 60.0
 #: Changes of alarms that are read back at a start, and the answers that one reading takes.
 _MAX_CHANGES, _PAGE = 5000, 500
 #: Counted answers that are read again at a start, for the windows of rules and plots.
@@ -36,9 +39,12 @@ _VERDICTS = Wanted(kinds=("verdict",))
 
 
 class Monitor:
-    """Counters and alarms of one recorder. `run` it for as long as it is used, in the event loop of the recorder."""
+    """Counters and alarms of one recorder. `run` it for as long as it is used, in the event loop of the recorder.
 
-    def __init__(self, recorder: Recorder, settings: AlarmSettings) -> None:
+    Without `drift` there are no alarms of images that no longer look like those of the calibration.
+    """
+
+    def __init__(self, recorder: Recorder, settings: AlarmSettings, drift: LiveDrift | None = None) -> None:
         self._recorder = recorder
         self._settings = settings
         self._window = Window(settings)
@@ -51,6 +57,9 @@ class Monitor:
         self._is_open = True
         self._troubles: dict[str, str] = {}
         self._troubles_at = -float("inf")
+        self._drift = drift
+        self._drifted: list[Condition] = []
+        self._drift_at = time.monotonic()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Monitor]:
@@ -145,10 +154,19 @@ class Monitor:
         now = time.time()
         if time.monotonic() - self._troubles_at >= TICK_S:
             self._troubles, self._troubles_at = await self._recorder.troubles(), time.monotonic()
-        changed = self._book.update(self._window.conditions(self._troubles, now), now)
+        await self._look_for_drift()
+        conditions = [*self._window.conditions(self._troubles, now), *self._drifted]
+        changed = self._book.update(conditions, now)
         await self._keep_all(changed)
         if time.monotonic() - self._snapshot_at > SNAPSHOT_S:
             await self._save()
+
+    async def _look_for_drift(self) -> None:
+        if self._drift is None or "drift" in self._settings.off:
+            return
+        if time.monotonic() - self._drift_at >= DRIFT_S:
+            self._drift_at = time.monotonic()
+            self._drifted = await self._drift.conditions(self._recorder)
 
     async def _save(self) -> None:
         self._snapshot_at = time.monotonic()

@@ -16,6 +16,7 @@ from sbdzsl.errors import ConfigError
 from sbdzsl.serving.app import build_app
 from sbdzsl.serving.candidate import CandidateService
 from sbdzsl.serving.keys import KeyFile
+from sbdzsl.serving.live_drift import LiveDrift
 from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import JsonLines
 from sbdzsl.serving.recorder import Recorder
@@ -52,7 +53,9 @@ async def local_app(bundle_url: str, settings: ServeSettings, keys: KeyFile | No
             recorder = stack.enter_context(
                 contextlib.closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
             )
-            monitor = await stack.enter_async_context(Monitor(recorder, settings.alarms).run())
+            monitor = await stack.enter_async_context(
+                Monitor(recorder, settings.alarms, LiveDrift(service.reference)).run()
+            )
         yield build_app(service, settings, recorder, keys, monitor, service)
 
 

@@ -28,6 +28,7 @@ from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ServiceError
 from sbdzsl.inspector import Inspector, Loaded, load_image
 from sbdzsl.report import gallery
+from sbdzsl.report.drift import References
 from sbdzsl.serving.settings import ServeSettings
 from sbdzsl.verdict import Verdict
 
@@ -87,6 +88,9 @@ class Service(Protocol):
     async def card(self) -> ServiceCard:
         """What is in force now. Raises `ServiceError` "not-ready"."""
 
+    async def reference(self) -> tuple[str, References]:
+        """Digest of the bundle in force, and what its images are measured against. Raises as `card`."""
+
     async def check(self) -> None:
         """Infer for real; returns when that went well. Raises `ServiceError` "not-ready"."""
 
@@ -133,6 +137,11 @@ class LocalService:
     async def card(self) -> ServiceCard:
         """See `Service.card`."""
         return self.current().card
+
+    async def reference(self) -> tuple[str, References]:
+        """See `Service.reference`."""
+        crew = self.current()
+        return crew.card.bundle, crew.references
 
     async def check(self) -> None:
         """See `Service.check`."""
@@ -190,6 +199,7 @@ class Crew:
     def __init__(self, bundle: Bundle, url: str, settings: ServeSettings) -> None:
         inspectors = [make_inspector(bundle, settings) for _ in range(settings.workers)]
         self.card = service_card(inspectors[0], url)
+        self.references = gallery.references_of(bundle)
         self._idle: SimpleQueue[Inspector] = SimpleQueue()
         for inspector in inspectors:
             warm(inspector)

@@ -67,7 +67,7 @@ class Reset(Settings):
 class SignIn(Settings):
     """An API key, to be kept by the browser."""
 
-    key: str = Field(max_length=200, description="the API key")
+    key: str = Field(max_length=200, pattern=r"^[!-~]+$", description="the API key")
 
 
 def author(who: Key, name: str | None) -> str:

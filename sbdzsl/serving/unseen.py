@@ -18,7 +18,7 @@ from sbdzsl import bundle as bundles
 from sbdzsl.datasets.sample import Sample
 from sbdzsl.errors import ServiceError
 from sbdzsl.grouping import Group, group_unseen
-from sbdzsl.serving.answers import problems
+from sbdzsl.serving.answers import files, problems
 from sbdzsl.serving.journal import Event, Wanted
 from sbdzsl.serving.keys import Door, Key
 from sbdzsl.serving.recorder import Recorder
@@ -46,7 +46,12 @@ def unseen_routes(service: Service, recorder: Recorder, door: Door) -> APIRouter
             contents = await _contents(recorder, events)
             return await asyncio.to_thread(_grouped, await service.card(), events, contents)
 
-    @router.get("/images.tar", summary="Images of some events, to enrol them", responses=problems(400, 404))
+    @router.get(
+        "/images.tar",
+        summary="Images of some events, to enrol them",
+        response_class=Response,
+        responses=problems(400, 404) | files("The images.", "application/x-tar"),
+    )
     async def images(
         _: Annotated[Key, Depends(door.with_scope("review"))],
         event: Annotated[list[int], Query(min_length=1, max_length=MAX_ARCHIVED, description="Which.")],
@@ -54,8 +59,8 @@ def unseen_routes(service: Service, recorder: Recorder, door: Door) -> APIRouter
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for number in sorted(set(event)):
-                found = await recorder.event(number) if 0 < number < 2**63 else None
-                if found is None or found.kind != "verdict":
+                found = await recorder.event(number)
+                if found.kind != "verdict":
                     raise ServiceError("unknown-event", f"event {number} is no answer with an image")
                 content = await recorder.image(number)
                 member = tarfile.TarInfo(_file_name(found))

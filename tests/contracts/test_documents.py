@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from sbdzsl import config, datasets, errors, lake
+from sbdzsl.cluster.serve import ServeArgs, build
 from sbdzsl.datasets import validation
 from sbdzsl.registry import gate
+from sbdzsl.serving.settings import ServeSettings
 from tests.contracts.test_command_line import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +72,17 @@ def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
         config.AuditSettings.model_fields
     )
     config.load(config.TrainSettings, ROOT / "examples" / "demo.yaml")
+    assert config.load(ServeSettings, ROOT / "ray_configs" / "serve.yaml") == ServeSettings()
+    assert yaml.safe_load((ROOT / "ray_configs" / "serve.yaml").read_text()).keys() == ServeSettings.model_fields.keys()
+
+
+def test_the_configs_of_ray_serve_are_what_the_builder_takes() -> None:
+    for name in ("serve_fused", "serve_routed"):
+        values = yaml.safe_load((ROOT / "ray_configs" / f"{name}.yaml").read_text())
+        (application,) = ServeDeploySchema.model_validate(values).applications
+        module, _, builder = application.import_path.partition(":")
+        assert (module, builder) == (build.__module__, build.__name__)
+        assert config.parse(ServeArgs, application.args, name).shape == name.removeprefix("serve_")
 
 
 def test_links_between_documents_lead_somewhere() -> None:
