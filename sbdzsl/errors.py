@@ -100,6 +100,19 @@ class BundleError(SbdzslError):
     }
 
 
+class RegistryError(SbdzslError):
+    """A registry of bundles lacks what was named, somebody else was faster, or what it holds cannot be trusted."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "no-version": 404,
+        "ambiguous-version": 409,
+        "promoted-meanwhile": 409,
+        "damaged-registry": 422,
+        "unsigned": 422,
+        "bad-signature": 422,
+    }
+
+
 class TrainingError(SbdzslError):
     """A training cannot go on, such as at a loss that is not finite."""
 
@@ -125,9 +138,9 @@ class AuditError(SbdzslError):
 
 
 class StoppedError(SbdzslError):
-    """An audit stopped in good order where the user wanted it to; the same command goes on."""
+    """Work stopped in good order where the user wanted it to: an audit at a limit, a promotion at its gate."""
 
-    CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}
+    CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408, "gate-refused": 409}
     exit_code: ClassVar[int] = 3
 
 

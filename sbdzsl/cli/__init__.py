@@ -35,6 +35,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
@@ -46,6 +47,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
+app.add_typer(registry_app, name="registry")
 app.add_typer(log_app, name="log")
 app.add_typer(reviews_app, name="reviews")
 

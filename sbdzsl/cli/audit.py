@@ -113,7 +113,7 @@ def run(
     changes = {name: value for name, value in given.items() if value is not None}
     settings = config.parse(config.AuditSettings, settings.model_dump() | changes, "command line")
     if submit is not None:
-        raise typer.Exit(_submit(ctx.obj, submit, settings))
+        raise typer.Exit(_submit(ctx.obj, bundle, submit, settings))
     # Ray is imported by this verb alone, so that the others start without it.
     from sbdzsl.cluster.audit import run_audit
     from sbdzsl.cluster.estimate import estimate_audit
@@ -137,11 +137,13 @@ def run(
         _print_result(run_audit(request, address, say))
 
 
-def _submit(words: list[str], address: str, settings: config.AuditSettings) -> int:
+def _submit(words: list[str], bundle: str, address: str, settings: config.AuditSettings) -> int:
     """Hand this very command to a cluster, the settings with it; its exit code."""
     from sbdzsl.cluster.jobs import submit
 
     words = _without(_without(words, "--submit"), "--config")
+    if bundle not in words:  # a registry's name for it was given, which may stand for another one by the next run
+        words = [*_without(words, "--bundle"), "--bundle", bundle]
     text = settings.model_dump_json(exclude_defaults=True)
     command = ["python", "-m", "sbdzsl.cli", *words, "--config", text]
     name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16]

@@ -30,6 +30,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from sbdzsl import bundle as bundles
+from sbdzsl import registry
 from sbdzsl.cluster.memory import Memory, RemotePart, RemoteRecorder
 from sbdzsl.cluster.session import session
 from sbdzsl.config import Settings
@@ -69,7 +70,9 @@ class ServeArgs(Settings):
 
 
 def build(args: ServeArgs) -> serve.Application:
-    """The application. Raises `BundleError` where there is no bundle, `ConfigError`."""
+    """The application. Raises `BundleError` where there is no bundle, `RegistryError`, `ConfigError`."""
+    # Once for all replicas: those that start later must not have another bundle.
+    args = args.model_copy(update={"bundle": registry.locate(args.bundle)})
     detectors: dict[str, Any] = {}
     if args.shape == "routed":
         card = bundles.read_card(args.bundle)

@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from sbdzsl import config, datasets, errors, lake
 from sbdzsl.cluster.serve import MEMORY, ServeArgs, build, build_memory
 from sbdzsl.datasets import validation
+from sbdzsl.registry import gate
 from sbdzsl.serving.settings import ServeSettings
 from tests.contracts.test_command_line import COMMANDS
 
@@ -57,6 +58,12 @@ def test_each_code_that_a_camera_meets_is_in_its_manual() -> None:
     for code, status in codes.items():
         assert f"`{code}`" in manual, code
         assert str(status) in manual, status
+
+
+def test_each_code_and_figure_of_a_registry_is_in_its_manual() -> None:
+    manual = (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+    for word in (*errors.RegistryError.CODES, "gate-refused", *gate.FIGURES):
+        assert f"`{word}`" in manual, word
 
 
 def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:

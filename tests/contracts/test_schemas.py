@@ -95,7 +95,15 @@ CODES = {
     "TrainingError": {"not-finite", "weights-missing"},
     "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled", "crashing"},
-    "StoppedError": {"too-many-errors", "out-of-time"},
+    "RegistryError": {
+        "no-version",
+        "ambiguous-version",
+        "promoted-meanwhile",
+        "damaged-registry",
+        "unsigned",
+        "bad-signature",
+    },
+    "StoppedError": {"too-many-errors", "out-of-time", "gate-refused"},
     "ServiceError": {
         "bad-request",
         "unauthorised",
