@@ -101,9 +101,14 @@ class BundleError(SbdzslError):
 
 
 class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite."""
+    """A training cannot go on, such as at a loss that is not finite, or has not trained all surfaces."""
 
-    CODES: ClassVar[dict[str, int]] = {"not-finite": 500, "weights-missing": 500}
+    CODES: ClassVar[dict[str, int]] = {
+        "not-finite": 500,
+        "weights-missing": 500,
+        "surfaces-failed": 500,
+        "workers-failed": 500,
+    }
 
 
 class ExportError(SbdzslError):
@@ -113,7 +118,7 @@ class ExportError(SbdzslError):
 
 
 class AuditError(SbdzslError):
-    """An audit cannot start, cannot go on, or does not reconcile."""
+    """An audit, or a training on a cluster ("no-resources"), cannot start, cannot go on, or does not reconcile."""
 
     CODES: ClassVar[dict[str, int]] = {
         "other-audit": 409,
@@ -125,7 +130,7 @@ class AuditError(SbdzslError):
 
 
 class StoppedError(SbdzslError):
-    """An audit stopped in good order where the user wanted it to; the same command goes on."""
+    """An audit or a training stopped in good order where the user wanted it to; the same command goes on."""
 
     CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}
     exit_code: ClassVar[int] = 3
