@@ -9,7 +9,20 @@ from sbdzsl.config import Policy, ThresholdRule
 
 COMMANDS = {
     "ingest": {"--adapter", "--source", "--out", "--surface", "--fold", "--folds", "--seed"},
-    "train": {"--manifest", "--bundle", "--backbone", "--unseen", "--config", "--seed", "--device"},
+    "train": {
+        "--manifest",
+        "--bundle",
+        "--backbone",
+        "--unseen",
+        "--config",
+        "--seed",
+        "--device",
+        "--cluster",
+        "--cluster-config",
+        "--allow-missing",
+        "--address",
+        "--submit",
+    },
     "evaluate": {
         "--bundle",
         "--manifest",
