@@ -33,7 +33,7 @@ class Standing:
 @dataclass(slots=True)
 class _Entry:
     state: Literal["waiting", "training", "trained", "failed"] = "waiting"
-    worker: str = ""
+    group: str = ""
     rank: int = -1
     deaths: int = 0
     standing: Standing | None = None
@@ -59,8 +59,8 @@ class News:
 class Board:
     """The surfaces of a training in the order in which they are begun. `stop_at`: seconds of the clock, None for never.
 
-    A worker is named by its `rank` and by a `worker` name that no other process has had: one of the same rank that
-    asks under another name has taken the place of one that died.
+    A worker is named by its `rank` in its `group`. A group is started as a whole: once a worker of another group asks,
+    no process of the one before is left.
     """
 
     surfaces: Sequence[str]
@@ -72,14 +72,14 @@ class Board:
     def __post_init__(self) -> None:
         self._entries = {surface: _Entry() for surface in self.surfaces}
 
-    def take(self, rank: int, worker: str) -> str | None:
+    def take(self, rank: int, group: str) -> str | None:
         """The next surface for this worker; None where there is none, or the time is up."""
-        self._release(rank, worker)
+        self._release_from_others(group)
         if self._is_late():
             return None
         for surface, entry in self._entries.items():
             if entry.state == "waiting":
-                entry.state, entry.rank, entry.worker = "training", rank, worker
+                entry.state, entry.rank, entry.group = "training", rank, group
                 self._changed += 1
                 return surface
         return None
@@ -122,7 +122,7 @@ class Board:
     def died(self, ranks: Sequence[int], reason: str) -> None:
         """The processes of these workers have died by themselves. Their surfaces are begun again, a few times.
 
-        A group is started anew as a whole, so the processes of the others end as well: that is not their fault.
+        Those of the others are ended with them, for a new group to begin: that is not their surfaces' fault.
         """
         for surface, entry in self._entries.items():
             if entry.state != "training" or entry.rank not in ranks:
@@ -161,10 +161,10 @@ class Board:
             if entry.state == "training"
         ]
 
-    def _release(self, rank: int, worker: str) -> None:
-        """What an earlier process of this rank had begun waits again."""
+    def _release_from_others(self, group: str) -> None:
+        """What an earlier group had begun waits again."""
         for entry in self._entries.values():
-            if entry.state == "training" and entry.rank == rank and entry.worker != worker:
+            if entry.state == "training" and entry.group != group:
                 entry.state = "waiting"
 
     def _is_late(self) -> bool:

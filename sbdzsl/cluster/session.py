@@ -130,6 +130,11 @@ def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resourc
     return _fitting("an audit actor", settings.actors, settings.cpus_per_actor, gpus, nodes, max_actors)
 
 
+def has_room(found: Crew) -> bool:
+    """Whether a node is there that could hold one of such actors, if it had nothing else to do."""
+    return any(all(node.get(key, 0) >= amount for key, amount in found.each.items()) for node in _nodes())
+
+
 def _nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 

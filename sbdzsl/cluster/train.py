@@ -23,13 +23,14 @@ import ray.train
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sbdzsl import lake
 from sbdzsl.bundle import Bundle
-from sbdzsl.cluster.board import MAX_DEATHS, Board, News, Standing
-from sbdzsl.cluster.session import Crew, session, training_crew
+from sbdzsl.cluster.board import Board, News, Standing
+from sbdzsl.cluster.session import Crew, has_room, session, training_crew
 from sbdzsl.config import ClusterSettings, TrainSettings
 from sbdzsl.errors import SbdzslError, StoppedError, TrainingError
 from sbdzsl.sbad.embedding import Embedder
@@ -45,8 +46,14 @@ MAX_FAILED_STARTS = 3
 #: Once the time is up, workers stop after their epoch; so much later they are not waited for any more.
 GRACE_S = 120.0
 
+#: A group of which all nodes are lost would wait for ever for others.
+MAX_WITHOUT_ROOM_S = 120.0
+
+#: Deaths of processes, in all: where there are more, it is not the surfaces' fault.
+MAX_RESTARTS = 30
+
 _POLL_S = 0.5
-_SECONDS_BETWEEN_TABLES = 5.0
+_SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def train_on_cluster(
@@ -126,9 +133,9 @@ def _train_missing(
     board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote(surfaces, stop_at)
     try:
         with _storage(plan) as run:
-            group = _Group(plan, board, crew, run, MAX_DEATHS * len(surfaces))
+            group = _Group(plan, board, crew, run)
             group.start()
-            _follow(group, board, stop_at + GRACE_S, report)
+            _follow(group, board, crew, stop_at + GRACE_S, report)
         news: News = ray.get(board.news.remote())
         for line in news.lines:
             report(line)
@@ -150,18 +157,28 @@ def _train_missing(
     return news
 
 
-def _follow(group: _Group, board: Any, until: float, report: Report) -> None:
-    """Report lines as they come and the table as it changes, until the group has ended or the time is well over."""
-    shown, last_table = 0, 0.0
+def _follow(group: _Group, board: Any, crew: Crew, until: float, report: Report) -> None:
+    """Report lines as they come and the table as it changes, until the group has ended or is not waited for any more.
+
+    That is where the time is well over, or no node has been there for long that could hold a worker.
+    """
+    shown, last_look, last_room = 0, 0.0, time.monotonic()
     while group.is_alive() and time.time() < until:
         group.join(_POLL_S)
         news: News = ray.get(board.news.remote())
         for line in news.lines:
             report(line)
-        if news.changed != shown and time.monotonic() - last_table > _SECONDS_BETWEEN_TABLES:
-            shown, last_table = news.changed, time.monotonic()
-            for line in news.table:
-                report(line)
+        now = time.monotonic()
+        if now - last_look < _SECONDS_BETWEEN_LOOKS:
+            continue
+        for line in news.table if news.changed != shown else ():
+            report(line)
+        shown, last_look = news.changed, now
+        if has_room(crew):
+            last_room = now
+        elif now - last_room > MAX_WITHOUT_ROOM_S:
+            group.error = RuntimeError(f"for {MAX_WITHOUT_ROOM_S:.0f} s no node could hold a worker of {crew.each}")
+            return
 
 
 @contextlib.contextmanager
@@ -184,12 +201,12 @@ def _storage(plan: TrainingPlan) -> Iterator[RunConfig]:
 class _Group(threading.Thread):
     """Ray Train's run in a thread of its own, so that the main one can report, count the time and be interrupted."""
 
-    def __init__(self, plan: TrainingPlan, board: Any, crew: Crew, run: RunConfig, max_failures: int) -> None:
+    def __init__(self, plan: TrainingPlan, board: Any, crew: Crew, run: RunConfig) -> None:
         super().__init__(daemon=True)
         self.error: Exception | None = None
         run.failure_config = FailureConfig(
-            max_failures=max_failures,
-            max_preemption_failures=max_failures,
+            max_failures=MAX_RESTARTS,
+            max_preemption_failures=MAX_RESTARTS,
             controller_failure_limit=MAX_FAILED_STARTS,
         )
         run.callbacks = [_Deaths(board)]
@@ -199,7 +216,10 @@ class _Group(threading.Thread):
             # By reference: the plan names every image, and each worker would get a copy of its own.
             train_loop_config={"plan": ray.put(plan), "board": board, "crew": crew},
             scaling_config=ScalingConfig(
-                num_workers=crew.num_actors, use_gpu=bool(crew.gpus), resources_per_worker=resources
+                # Where a node is lost, the group goes on with the workers that the others hold.
+                num_workers=(1, crew.num_actors),
+                use_gpu=bool(crew.gpus),
+                resources_per_worker=resources,
             ),
             run_config=run,
         )
@@ -227,9 +247,9 @@ def _work(config: Mapping[str, Any]) -> None:
     board, crew = config["board"], config["crew"]
     plan: TrainingPlan = ray.get(config["plan"])
     torch.set_num_threads(crew.threads)  # which holds for this thread alone
-    rank, name = ray.train.get_context().get_world_rank(), uuid.uuid4().hex
+    rank, group = ray.train.get_context().get_world_rank(), broadcast_from_rank_zero(uuid.uuid4().hex)
     embedder: Embedder | None = None
-    while (surface := ray.get(board.take.remote(rank, name))) is not None:
+    while (surface := ray.get(board.take.remote(rank, group))) is not None:
         try:
             embedder = embedder or plan.embedder(crew.device)
             train_surface(plan, surface, embedder, board.say.remote, _Noting(board, surface))

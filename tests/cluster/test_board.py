@@ -9,26 +9,28 @@ from sbdzsl.cluster.board import MAX_DEATHS, Board, Standing
 
 def test_each_surface_is_given_once_in_order() -> None:
     board = Board(["large", "small"])
-    assert [board.take(0, "a"), board.take(1, "b"), board.take(1, "b")] == ["large", "small", None]
+    assert [board.take(0, "a"), board.take(1, "a"), board.take(1, "a")] == ["large", "small", None]
 
 
-def test_what_a_dead_worker_had_begun_is_given_to_whoever_takes_its_place() -> None:
+def test_what_a_dead_group_had_begun_is_given_to_the_next_one_which_may_be_smaller() -> None:
     board = Board(["x", "y"])
-    assert (board.take(0, "a"), board.take(1, "b")) == ("x", "y")
-    board.died([0], "killed")
+    assert (board.take(0, "a"), board.take(1, "a")) == ("x", "y")
+    board.died([1], "killed")
     # The group is started anew as a whole: the other's process has ended as well.
-    assert (board.take(1, "d"), board.take(0, "c")) == ("x", "y")
-    assert board.news().lines == ("x: its process died (killed); it goes on from its last checkpoint",)
+    assert board.take(0, "b") == "x"
+    board.finish("x")
+    assert board.take(0, "b") == "y"
+    assert board.news().lines[0] == "y: its process died (killed); it goes on from its last checkpoint"
 
 
 def test_a_surface_over_which_processes_keep_dying_is_given_up_and_its_neighbour_is_not() -> None:
     board = Board(["bad", "fine"])
     for number in range(MAX_DEATHS):
-        assert board.take(0, f"a{number}") == "bad"
-        assert board.take(1, f"b{number}") == "fine"
+        assert board.take(0, f"{number}") == "bad"
+        assert board.take(1, f"{number}") == "fine"
         board.died([0], "out of memory")
-    assert board.take(1, "b") == "fine"
-    assert board.take(0, "a") is None
+    assert board.take(1, "last") == "fine"
+    assert board.take(0, "last") is None
     board.finish("fine")
     news = board.news()
     assert news.trained == ("fine",)
@@ -51,7 +53,7 @@ def test_after_the_time_nothing_is_begun_and_what_was_begun_is_told_to_stop() ->
 def test_the_table_says_how_far_each_is_and_how_long_it_will_take() -> None:
     board = Board(["x", "y", "z"])
     board.take(0, "a")
-    board.take(1, "b")
+    board.take(1, "a")
     board.note("x", Standing(2, 10, 0.5, 0.875, 8.0))
     board.note("x", Standing(5, 10, 0.25, None, 20.0))
     assert board.news().table == (
