@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from sbdzsl import config, lake
-from sbdzsl.bundle import Bundle
 from sbdzsl.cli.options import Device, Manifests, Seed, percent, say, stdout
 from sbdzsl.cli.submission import submit_verb
+
+if TYPE_CHECKING:
+    from sbdzsl.bundle import Bundle
 
 
 def train(
