@@ -134,7 +134,7 @@ def save(
         "settings": settings.model_dump(),
         "backbone": backbone.card(),
         "router": router.meta(),
-        "detectors": {surface: _detector_card(entry) for surface, entry in sorted(detectors.items())},
+        "detectors": {surface: detector_card(entry) for surface, entry in sorted(detectors.items())},
         "references": {surface: asdict(one) for surface, one in sorted(references.items())},
         "provenance": dict(provenance),
         "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in sorted(blobs.items())},
@@ -155,7 +155,7 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
     try:
         settings = parse(TrainSettings, card["settings"], lake.join(url, CARD))
         detectors = {
-            surface: _load_detector(entry, tensors[_detector_file(surface)], device)
+            surface: load_detector(entry, tensors[_detector_file(surface)], device)
             for surface, entry in card["detectors"].items()
         }
         router = SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"])
@@ -263,7 +263,8 @@ def _read_tensors(url: str, name: str, digest: str) -> dict[str, torch.Tensor]:
         raise BundleError("damaged-bundle", f"{url}: {name}: {error}") from None
 
 
-def _load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: str) -> SurfaceDetector:
+def load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: str) -> SurfaceDetector:
+    """The inverse of `detector_card` with the tensors of its net. Raises `ConfigError`, `KeyError`."""
     settings = parse(DetectorSettings, entry["settings"], CARD)
     return SurfaceDetector(
         detector=Detector.from_tensors(settings, tensors, device),
@@ -280,7 +281,8 @@ def _load_reference(entry: Mapping[str, Any]) -> Reference:
     return Reference(tuple(entry["brightness"]), tuple(entry["sharpness"]), scores)
 
 
-def _detector_card(entry: SurfaceDetector) -> dict[str, Any]:
+def detector_card(entry: SurfaceDetector) -> dict[str, Any]:
+    """What a bundle's card says of one detector: plain JSON, all but its tensors."""
     return {
         "settings": entry.settings.model_dump(),
         "threshold": asdict(entry.threshold()),

@@ -114,9 +114,14 @@ class RegistryError(SbdzslError):
 
 
 class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite."""
+    """A training cannot go on, such as at a loss that is not finite, or has not trained all surfaces."""
 
-    CODES: ClassVar[dict[str, int]] = {"not-finite": 500, "weights-missing": 500}
+    CODES: ClassVar[dict[str, int]] = {
+        "not-finite": 500,
+        "weights-missing": 500,
+        "surfaces-failed": 500,
+        "workers-failed": 500,
+    }
 
 
 class ExportError(SbdzslError):
@@ -126,7 +131,7 @@ class ExportError(SbdzslError):
 
 
 class AuditError(SbdzslError):
-    """An audit cannot start, cannot go on, or does not reconcile."""
+    """An audit, or a training on a cluster ("no-resources"), cannot start, cannot go on, or does not reconcile."""
 
     CODES: ClassVar[dict[str, int]] = {
         "other-audit": 409,
@@ -138,7 +143,7 @@ class AuditError(SbdzslError):
 
 
 class StoppedError(SbdzslError):
-    """Work stopped in good order where the user wanted it to: an audit at a limit, a promotion at its gate."""
+    """Work stopped in good order where the user wanted it to: at a limit of time or errors, at a gate."""
 
     CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408, "gate-refused": 409}
     exit_code: ClassVar[int] = 3

@@ -71,6 +71,10 @@ def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(
         config.AuditSettings.model_fields
     )
+    assert config.load(config.ClusterSettings, ROOT / "ray_configs" / "train.yaml") == config.ClusterSettings()
+    assert set(yaml.safe_load((ROOT / "ray_configs" / "train.yaml").read_text())) == set(
+        config.ClusterSettings.model_fields
+    )
     config.load(config.TrainSettings, ROOT / "examples" / "demo.yaml")
     assert config.load(ServeSettings, ROOT / "ray_configs" / "serve.yaml") == ServeSettings()
     assert yaml.safe_load((ROOT / "ray_configs" / "serve.yaml").read_text()).keys() == ServeSettings.model_fields.keys()
