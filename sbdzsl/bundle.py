@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -134,7 +134,7 @@ def save(
         "settings": settings.model_dump(),
         "backbone": backbone.card(),
         "router": router.meta(),
-        "detectors": {surface: _detector_card(entry) for surface, entry in sorted(detectors.items())},
+        "detectors": {surface: detector_card(entry) for surface, entry in sorted(detectors.items())},
         "references": {surface: asdict(one) for surface, one in sorted(references.items())},
         "provenance": dict(provenance),
         "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in sorted(blobs.items())},
@@ -155,7 +155,7 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
     try:
         settings = parse(TrainSettings, card["settings"], lake.join(url, CARD))
         detectors = {
-            surface: _load_detector(entry, tensors[_detector_file(surface)], device)
+            surface: load_detector(entry, tensors[_detector_file(surface)], device)
             for surface, entry in card["detectors"].items()
         }
         router = SurfaceRouter.from_tensors(settings.router, card["router"], tensors["router.safetensors"])
@@ -166,7 +166,7 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
             detectors=detectors,
             references={surface: _load_reference(entry) for surface, entry in card["references"].items()},
             card=card,
-            digest=_digest(card),
+            digest=digest_of(card),
         )
     except KeyError as error:
         raise BundleError("damaged-bundle", f"{url}: {CARD} lacks {error}; train it again") from None
@@ -174,14 +174,21 @@ def load(url: str, device: str = "cpu", promise: Promise | None = None) -> Bundl
 
 def read_card(url: str) -> dict[str, Any]:
     """What `bundle.json` says, without reading any weights. Raises as `load`."""
+    return _parse_card(url, _read_raw_card(url))
+
+
+def _read_raw_card(url: str) -> bytes:
     try:
-        raw = lake.read_bytes(lake.join(url, CARD))
+        return lake.read_bytes(lake.join(url, CARD))
     except LakeError as error:
         raise BundleError(
             "no-bundle",
             f"no bundle at {lake.absolute_url(url)} ({error.message}); expected a folder that `sbdzsl train` wrote. "
             "A job on a cluster needs a path or URL that every node can read",
         ) from None
+
+
+def _parse_card(url: str, raw: bytes) -> dict[str, Any]:
     try:
         card = json.loads(raw)
     except ValueError as error:
@@ -195,8 +202,49 @@ def read_card(url: str) -> dict[str, Any]:
     return card
 
 
-def _read_tensors(url: str, name: str, digest: str) -> dict[str, torch.Tensor]:
-    if not name.endswith(".safetensors"):
+def copy(url: str, target: str) -> None:
+    """Copy a bundle, checked file by file, its card last; of one that is there already, what is damaged.
+
+    Whoever dies on the way leaves no card and so no bundle; several may copy the same at once. Raises as `load`, and
+    `BundleError` "bundle-exists" where another bundle is there.
+    """
+    raw = _read_raw_card(url)
+    card = _parse_card(url, raw)
+    is_there = exists(target)
+    if is_there and digest_of(read_card(target)) != digest_of(card):
+        raise BundleError("bundle-exists", f"{target} holds another bundle; choose another folder or remove it first")
+    for name, digest in card["files"].items():
+        if not is_there or _file_damage(target, name, digest):
+            lake.write_bytes(lake.join(target, name), _read_file(url, name, digest))
+    lake.write_once(lake.join(target, CARD), raw)
+    for problem in damage(target):
+        raise problem
+
+
+def damage(url: str) -> Iterator[BundleError]:
+    """What is wrong with a bundle, file by file, read one at a time; nothing where it is whole. Raises `LakeError`."""
+    try:
+        card = read_card(url)
+        files = dict(card["files"])
+    except BundleError as error:
+        yield error
+        return
+    except KeyError as error:
+        yield BundleError("damaged-bundle", f"{url}: {CARD} lacks {error}")
+        return
+    yield from (found for name, digest in files.items() if (found := _file_damage(url, name, digest)))
+
+
+def _file_damage(url: str, name: str, digest: str) -> BundleError | None:
+    try:
+        _read_file(url, name, digest)
+    except BundleError as error:
+        return error
+    return None
+
+
+def _read_file(url: str, name: str, digest: str) -> bytes:
+    if not name.endswith(".safetensors") or ".." in name.split("/"):
         raise BundleError("unsafe-file", f"{url} lists {name!r}; a bundle holds safetensors only, nothing else is read")
     try:
         blob = lake.read_bytes(lake.join(url, name))
@@ -204,13 +252,19 @@ def _read_tensors(url: str, name: str, digest: str) -> dict[str, torch.Tensor]:
         raise BundleError("damaged-bundle", f"{url}: {error.message}") from None
     if hashlib.sha256(blob).hexdigest() != digest:
         raise BundleError("damaged-bundle", f"{url}: {name} is not the file that {CARD} lists (sha256 differs)")
+    return blob
+
+
+def _read_tensors(url: str, name: str, digest: str) -> dict[str, torch.Tensor]:
+    blob = _read_file(url, name, digest)
     try:
         return safetensors.torch.load(blob)
     except SafetensorError as error:
         raise BundleError("damaged-bundle", f"{url}: {name}: {error}") from None
 
 
-def _load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: str) -> SurfaceDetector:
+def load_detector(entry: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: str) -> SurfaceDetector:
+    """The inverse of `detector_card` with the tensors of its net. Raises `ConfigError`, `KeyError`."""
     settings = parse(DetectorSettings, entry["settings"], CARD)
     return SurfaceDetector(
         detector=Detector.from_tensors(settings, tensors, device),
@@ -227,7 +281,8 @@ def _load_reference(entry: Mapping[str, Any]) -> Reference:
     return Reference(tuple(entry["brightness"]), tuple(entry["sharpness"]), scores)
 
 
-def _detector_card(entry: SurfaceDetector) -> dict[str, Any]:
+def detector_card(entry: SurfaceDetector) -> dict[str, Any]:
+    """What a bundle's card says of one detector: plain JSON, all but its tensors."""
     return {
         "settings": entry.settings.model_dump(),
         "threshold": asdict(entry.threshold()),
@@ -246,7 +301,7 @@ def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _digest(card: Mapping[str, Any]) -> str:
-    """The same training gives the same digest: the date is left out."""
+def digest_of(card: Mapping[str, Any]) -> str:
+    """The name of the bundle with this card. The same training gives the same digest: the date is left out."""
     named = {key: value for key, value in card.items() if key != "created_at"}
     return hashlib.sha256(json.dumps(named, sort_keys=True, allow_nan=False).encode()).hexdigest()

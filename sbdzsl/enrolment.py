@@ -25,15 +25,15 @@ from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.enrolment import Claim, LeftOut
 from sbdzsl.sbdd.curves import curves_png
-from sbdzsl.training import (
+from sbdzsl.surface_training import (
     Report,
     SurfaceData,
     embed_images,
     load_surface,
-    make_reference,
     train_detector,
     training_file,
 )
+from sbdzsl.training import make_reference
 
 #: Good ones: two to train the detector on and one to set its threshold by.
 MIN_IMAGES = 3

@@ -100,10 +100,28 @@ class BundleError(SbdzslError):
     }
 
 
-class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite."""
+class RegistryError(SbdzslError):
+    """A registry of bundles lacks what was named, somebody else was faster, or what it holds cannot be trusted."""
 
-    CODES: ClassVar[dict[str, int]] = {"not-finite": 500, "weights-missing": 500}
+    CODES: ClassVar[dict[str, int]] = {
+        "no-version": 404,
+        "ambiguous-version": 409,
+        "promoted-meanwhile": 409,
+        "damaged-registry": 422,
+        "unsigned": 422,
+        "bad-signature": 422,
+    }
+
+
+class TrainingError(SbdzslError):
+    """A training cannot go on, such as at a loss that is not finite, or has not trained all surfaces."""
+
+    CODES: ClassVar[dict[str, int]] = {
+        "not-finite": 500,
+        "weights-missing": 500,
+        "surfaces-failed": 500,
+        "workers-failed": 500,
+    }
 
 
 class ExportError(SbdzslError):
@@ -113,7 +131,7 @@ class ExportError(SbdzslError):
 
 
 class AuditError(SbdzslError):
-    """An audit cannot start, cannot go on, or does not reconcile."""
+    """An audit, or a training on a cluster ("no-resources"), cannot start, cannot go on, or does not reconcile."""
 
     CODES: ClassVar[dict[str, int]] = {
         "other-audit": 409,
@@ -125,9 +143,9 @@ class AuditError(SbdzslError):
 
 
 class StoppedError(SbdzslError):
-    """An audit stopped in good order where the user wanted it to; the same command goes on."""
+    """Work stopped in good order where the user wanted it to: at a limit of time or errors, at a gate."""
 
-    CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408}
+    CODES: ClassVar[dict[str, int]] = {"too-many-errors": 422, "out-of-time": 408, "gate-refused": 409}
     exit_code: ClassVar[int] = 3
 
 

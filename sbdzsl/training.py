@@ -1,64 +1,106 @@
-"""Manifests to bundle in one process: each surface's images are decoded once, for the router and for its detector.
+"""Manifests to bundle: each surface's images are decoded once, for the router and for its detector.
 
-The steps are functions of their own (`load_surface`, `train_detector`, `train_router`), so that a cluster can spread
-them. Nothing of an unseen surface is read: its rows are dropped before the first image is opened.
+    plan_training -> train_surface for each surface -> conclude
+
+`train` goes through them in one process; `cluster.train` spreads the middle step over a cluster. Nothing of an unseen
+surface is read: its rows are dropped before the first image is opened.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
-from urllib.parse import quote
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
+from sbdzsl import __version__, lake
 from sbdzsl import bundle as bundles
-from sbdzsl import lake
-from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference, SurfaceDetector
-from sbdzsl.calibration import fit_platt
-from sbdzsl.config import DetectorSettings, ImageSettings, Promise, TrainSettings
-from sbdzsl.datasets.sample import Sample, load_mask, samples_from_table
-from sbdzsl.errors import BundleError, DataError, ImageError, LakeError
-from sbdzsl.image import Appearance, decode
-from sbdzsl.robustness import robustness
+from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference
+from sbdzsl.config import Promise, TrainSettings
+from sbdzsl.datasets.sample import Sample, samples_from_table
+from sbdzsl.errors import BundleError, DataError
 from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
-from sbdzsl.sbad.backbone import load_backbone
+from sbdzsl.sbad.backbone import load_backbone, restore_backbone
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
-from sbdzsl.sbad.conditions import changed_copies
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import EmbeddedImages, fit_router, joined
+from sbdzsl.sbad.fit import fit_router, joined
 from sbdzsl.sbdd.curves import curves_png
-from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
-
-Report = Callable[[str], None]
-
-#: The robustness table of a bundle's card is made from so many validation images at most: sixteen passes each.
-MAX_ROBUSTNESS_IMAGES = 100
-
-#: Below this many training images the router cannot tell a surface's own spread from its distance to others.
-MIN_TRAIN_IMAGES = 5
+from sbdzsl.sbdd.fit import Progress
+from sbdzsl.surface_training import (
+    Report,
+    SurfaceData,
+    TrainedFile,
+    TrainedSurface,
+    describe_images,
+    load_surface,
+    train_detector,
+    training_file,
+    without_pixels,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class SurfaceData:
-    """What one surface brings to training; `train_embedded` and `val_embedded` are the same images for the router.
+class TrainingPlan:
+    """What is to be trained, as plain data: all that can be checked before the first image is read has been.
 
-    `val_appearances` and `val_defective` say of each validation image what its reference needs, also without pixels.
+    `samples` are the train and val images of each surface. The backbone is its card and tensors, so that whoever
+    trains a surface needs no look at disk or network for it. `provenance` is what the bundle will say of the data.
     """
 
-    surface: str
-    train: tuple[TrainingImage, ...]
-    val: tuple[TrainingImage, ...]
-    train_embedded: EmbeddedImages
-    val_embedded: EmbeddedImages
-    val_appearances: tuple[Appearance, ...]
-    val_defective: tuple[bool, ...]
-    skipped: tuple[str, ...]
-    assumed_good: int
+    out: str
+    settings: TrainSettings
+    seed: int
+    samples: Mapping[str, Sequence[Sample]]
+    attributes: AttributeTable
+    backbone_card: Mapping[str, Any]
+    backbone_tensors: Mapping[str, Tensor]
+    backbone_digest: str
+    provenance: Mapping[str, Any]
+
+    @property
+    def surfaces(self) -> tuple[str, ...]:
+        """Names of the surfaces to train, sorted."""
+        return tuple(self.samples)
+
+    def place(self, surface: str) -> str:
+        """How lines of progress begin that tell of this surface."""
+        return f"[{self.surfaces.index(surface) + 1}/{len(self.samples)}] {surface}"
+
+    def embedder(self, device: str = "cpu") -> Embedder:
+        """The frozen feature extractor on a device."""
+        backbone = restore_backbone(self.backbone_card, self.backbone_tensors)
+        return Embedder(backbone, self.settings.router, device)
+
+    def key(self, surface: str) -> str:
+        """Digest of all that a surface's training follows from: images, labels, settings, seed, version."""
+        settings = self.settings
+        purpose = {
+            "images": [asdict(sample) for sample in self.samples[surface]],
+            "image": settings.image.model_dump(),
+            "router": settings.router.model_dump(),
+            "detector": settings.detector_for(surface).model_dump(),
+            "backbone": self.backbone_digest,
+            "measured": surface not in self.attributes.rows,
+            "seed": self.seed,
+            "version": __version__,
+        }
+        return hashlib.sha256(json.dumps(purpose, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Short digest of the keys of all surfaces: another one for other data or settings."""
+        keys = json.dumps({surface: self.key(surface) for surface in self.surfaces})
+        return hashlib.sha256(keys.encode()).hexdigest()[:16]
+
+    def trained_file(self, surface: str, report: Report) -> TrainedFile:
+        """Where a surface is kept once it is trained."""
+        return TrainedFile(training_file(self.out, surface, "trained"), self.key(surface), report)
 
 
 def train(
@@ -73,44 +115,103 @@ def train(
     """Train both stages on the `train` rows of a manifest, calibrate on its `val` rows, write a bundle to `out`.
 
     Surfaces in `unseen` and `test` rows are not read. `report` takes lines of progress. An interrupted training goes
-    on from its checkpoints in `out`/training by the same call; finished detectors are not trained again. The curves of
+    on from what it left in `out`/training by the same call; finished surfaces are not trained again. The curves of
     each detector and two pictures of the class embeddings stay there as PNG. Raises `DataError`, `BundleError`
     ("bundle-exists") before any work, `TrainingError` at a loss that is not finite.
     """
+    plan = plan_training(manifest, out, settings, seed, unseen)
+    embedder = plan.embedder(device)
+    return conclude(plan, [train_surface(plan, surface, embedder, report) for surface in plan.surfaces], report)
+
+
+def plan_training(
+    manifest: pa.Table, out: str, settings: TrainSettings, seed: int = 0, unseen: Sequence[str] = ()
+) -> TrainingPlan:
+    """Check what is asked for and list it. Raises `DataError`, `BundleError` ("bundle-exists"), `ConfigError`."""
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --bundle or remove it first")
-    by_surface = training_samples(manifest, unseen)
-    attributes = _attribute_table(settings.attributes, by_surface)
-    trunk = load_backbone(settings.router.backbone, settings.router.stages, settings.router.crop_px)
-    embedder = Embedder(trunk, settings.router, device)
-    detectors: dict[str, SurfaceDetector] = {}
-    collected: list[SurfaceData] = []
-    for number, (surface, samples) in enumerate(by_surface.items(), start=1):
-        data = load_surface(surface, samples, embedder, settings.image, report)
-        report(f"[{number}/{len(by_surface)}] {surface}: {_counts(data)}")
-        attributes = _with_row(attributes, data, report)
-        checkpoint = training_file(out, surface, "checkpoint")
-        detectors[surface], history = train_detector(
-            data, settings.detector_for(surface), seed, device, report, checkpoint
-        )
-        lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
-        # The router needs the features only; the pixels of all surfaces at once may not fit in memory.
-        collected.append(_without_pixels(data))
-    report("router: class embeddings and what reads them")
-    learnt: list[LearnedEmbeddings] = []
-    router = train_router(collected, attributes, settings, seed, learnt.append)
-    for one in learnt:
-        pictures = {
-            "class_embeddings": plots.embeddings_png(one, router.surfaces, router.attribute_names),
-            "latent_space": plots.latent_png(one, router.surfaces),
-        }
-        for name, picture in pictures.items():
-            lake.write_bytes(lake.join(out, "training", "router", f"{name}.png"), picture)
-    report(_router_line(router))
+    samples = training_samples(manifest, unseen)
+    for surface in samples:
+        settings.detector_for(surface)
+    backbone = load_backbone(settings.router.backbone, settings.router.stages, settings.router.crop_px)
     provenance = {
         "data_digest": lake.manifest_digest(manifest, lake.MANIFEST_SCHEMA.names),
         "seed": seed,
         "held_out_as_unseen": sorted(unseen),
+    }
+    attributes = _attribute_table(settings.attributes, samples)
+    return TrainingPlan(
+        out=out,
+        settings=settings,
+        seed=seed,
+        samples=samples,
+        attributes=attributes,
+        backbone_card=backbone.card(),
+        backbone_tensors=backbone.tensors(),
+        backbone_digest=backbone.digest,
+        provenance=provenance,
+    )
+
+
+def train_surface(
+    plan: TrainingPlan,
+    surface: str,
+    embedder: Embedder,
+    report: Report = print,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrainedSurface:
+    """Load, embed and train one surface and keep the outcome in `plan.out`/training; one that is kept is taken.
+
+    An interrupted training of its detector goes on from its checkpoint. `progress` as in `train_detector`.
+    """
+    device = str(embedder.device)
+    file = plan.trained_file(surface, report)
+    if (kept := file.load(device)) is not None:
+        report(f"{plan.place(surface)}: trained already")
+        return kept
+    data = load_surface(surface, plan.samples[surface], embedder, plan.settings.image, report)
+    report(f"{plan.place(surface)}: {describe_images(data)}")
+    row = None
+    if surface not in plan.attributes.rows:
+        row = measure_attributes([image.grey for image in data.train], [image.mask for image in data.train])
+        report(f"  {surface}: not in the attribute table; its class embedding is measured from the training images")
+    checkpoint = training_file(plan.out, surface, "checkpoint")
+    settings = plan.settings.detector_for(surface)
+    detector, history = train_detector(data, settings, plan.seed, device, report, checkpoint, progress)
+    lake.write_bytes(training_file(plan.out, surface, "png"), curves_png(surface, history))
+    trained = TrainedSurface(without_pixels(data), detector, row)
+    file.save(trained)
+    return trained
+
+
+def conclude(
+    plan: TrainingPlan,
+    trained: Sequence[TrainedSurface],
+    report: Report = print,
+    missing: Mapping[str, str] | None = None,
+) -> Bundle:
+    """Train the router on what the surfaces brought, write the bundle, clear what only an unfinished training needs.
+
+    `trained` in the order of the plan. `missing` are surfaces that the bundle does without, and why, which it says.
+    """
+    report("router: class embeddings and what reads them")
+    attributes = plan.attributes
+    for one in trained:
+        if one.attributes is not None:
+            attributes = attributes.with_row(one.data.surface, one.attributes)
+    learnt: list[LearnedEmbeddings] = []
+    collected = [one.data for one in trained]
+    router = train_router(collected, attributes, plan.settings, plan.seed, learnt.append)
+    for embeddings in learnt:
+        pictures = {
+            "class_embeddings": plots.embeddings_png(embeddings, router.surfaces, router.attribute_names),
+            "latent_space": plots.latent_png(embeddings, router.surfaces),
+        }
+        for name, picture in pictures.items():
+            lake.write_bytes(lake.join(plan.out, "training", "router", f"{name}.png"), picture)
+    report(_router_line(router))
+    provenance = {
+        **plan.provenance,
         "images": {
             data.surface: {"train": len(data.train_embedded.features), "val": len(data.val_embedded.features)}
             for data in collected
@@ -118,128 +219,16 @@ def train(
         "skipped": {data.surface: list(data.skipped) for data in collected if data.skipped},
         "assumed_good": {data.surface: data.assumed_good for data in collected if data.assumed_good},
     }
+    if missing:
+        provenance["missing"] = dict(missing)
+    detectors = {one.data.surface: one.detector for one in trained}
     references = {data.surface: make_reference(data, unseen_scores(router, data)) for data in collected}
-    bundle = bundles.save(out, settings, trunk, router, detectors, references, provenance)
-    for surface in detectors:
-        lake.remove(training_file(out, surface, "checkpoint"))
+    backbone = restore_backbone(plan.backbone_card, plan.backbone_tensors)
+    bundle = bundles.save(plan.out, plan.settings, backbone, router, detectors, references, provenance)
+    for surface in plan.surfaces:
+        lake.remove(training_file(plan.out, surface, "checkpoint"))
+        lake.remove(training_file(plan.out, surface, "trained"))
     return bundle
-
-
-def load_surface(
-    surface: str,
-    samples: Sequence[Sample],
-    embedder: Embedder | None,
-    settings: ImageSettings,
-    report: Report = print,
-    min_train: int = MIN_TRAIN_IMAGES,
-) -> SurfaceData:
-    """Decode and embed the train and val images of one surface; without an `embedder` the features are empty, [n, 0].
-
-    An image that cannot be read is reported and left out. An image without a label counts as good, and is counted.
-    Raises `DataError` "too-few-images" where fewer than `min_train` training images are left, or none to validate on.
-    """
-    images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
-    groups: dict[str, list[str]] = {"train": [], "val": []}
-    appearances: list[Appearance] = []
-    skipped: list[str] = []
-    for sample in samples:
-        assert sample.split in images
-        try:
-            image = decode(lake.read_bytes(sample.uri, settings.max_bytes), settings, sample.bit_depth)
-        except (ImageError, LakeError) as error:
-            report(f"{surface}: left out of training: {sample.uri}: {error.code}: {error.message}")
-            skipped.append(sample.uri)
-            continue
-        if sample.split == "val":
-            appearances.append(image.appearance())
-        grey, defective = image.grey(), sample.label == "defect"
-        mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
-        images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
-        groups[sample.split].append(sample.group or sample.image_id)
-    if len(images["train"]) < min_train or not images["val"]:
-        raise DataError(
-            "too-few-images",
-            f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation "
-            f"images; at least {min_train} and 1 are needed",
-        )
-    return SurfaceData(
-        surface=surface,
-        train=tuple(images["train"]),
-        val=tuple(images["val"]),
-        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True),
-        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False),
-        val_appearances=tuple(appearances),
-        val_defective=tuple(image.defective for image in images["val"]),
-        skipped=tuple(skipped),
-        assumed_good=sum(sample.label is None for sample in samples),
-    )
-
-
-def embed_images(
-    surface: str, images: Sequence[TrainingImage], groups: Sequence[str], embedder: Embedder | None, *, extreme: bool
-) -> EmbeddedImages:
-    """Features of images of one surface, and of changed copies of them if the embedder's settings want any.
-
-    `extreme` copies, as many as the settings say, are for fitting; otherwise there is one, drawn evenly, for
-    calibration. Without an `embedder` features are empty, [n, 0].
-    """
-    names = [surface] * len(images)
-    if embedder is None:
-        return EmbeddedImages(np.empty((len(images), 0), np.float32), names, groups)
-    settings = embedder.settings
-    number = settings.copies if extreme else min(settings.copies, 1)
-    copies = [
-        [
-            embedder.embed(copy)
-            for copy in changed_copies(image.grey, settings.envelope, number, (extreme, place), extreme=extreme)
-        ]
-        for place, image in enumerate(images)
-    ]
-    features = np.stack([embedder.embed(image.grey) for image in images])
-    return EmbeddedImages(features, names, groups, np.array(copies, dtype=np.float32) if number else None)
-
-
-def train_detector(
-    data: SurfaceData,
-    settings: DetectorSettings,
-    seed: int,
-    device: str = "cpu",
-    report: Report = print,
-    checkpoint_url: str | None = None,
-) -> tuple[SurfaceDetector, tuple[Progress, ...]]:
-    """Train one surface's SBDD, calibrated on the surface's validation images, and how its epochs went."""
-
-    def show(progress: Progress) -> None:
-        if progress.val_ap is not None or progress.epoch == progress.epochs:
-            ap = "" if progress.val_ap is None else f", validation AP {progress.val_ap:.3f}"
-            losses = f"segmentation {progress.segmentation_loss:.3f}, decision {progress.decision_loss:.3f}"
-            report(f"  epoch {progress.epoch}/{progress.epochs}, {progress.seconds:.0f} s: {losses}{ap}")
-
-    fitted = fit_detector(data.train, data.val, settings, seed, show, device, checkpoint_url, report)
-    labels = np.array([image.defective for image in data.val])
-    scores = np.array([fitted.detector.detect(image.grey).score for image in data.val], dtype=np.float64)
-    entry = SurfaceDetector(
-        detector=fitted.detector,
-        settings=fitted.detector.settings,
-        good_scores=scores[~labels],
-        defect_scores=scores[labels],
-        platt=fit_platt(scores[~labels], scores[labels]),
-    )
-    threshold = entry.threshold()
-    # Spread over all of them: good images often come before defective ones.
-    held_out = ((image.grey, image.defective) for image in data.val[:: -(-len(data.val) // MAX_ROBUSTNESS_IMAGES)])
-    # The published network takes a second an image: its table would cost more than many a training.
-    if settings.network == "lite":
-        entry = replace(
-            entry,
-            robustness=robustness(lambda grey: fitted.detector.detect(grey).score, held_out, threshold.value, seed),
-        )
-    if threshold.promised_rate is not None and threshold.promised_rate > settings.false_alarm_rate:
-        report(
-            f"  {data.surface}: {threshold.num_good} held-out good images support a false-alarm rate of "
-            f"{threshold.promised_rate:.1%}, not the {settings.false_alarm_rate:.1%} asked for"
-        )
-    return entry, fitted.history
 
 
 def train_router(
@@ -322,15 +311,6 @@ def _attribute_table(uri: str | None, surfaces: Iterable[str]) -> AttributeTable
     return table
 
 
-def _with_row(attributes: AttributeTable, data: SurfaceData, report: Report) -> AttributeTable:
-    """The table with a row for this surface: a surface that nobody has annotated is measured, and that is said."""
-    if data.surface in attributes.rows:
-        return attributes
-    row = measure_attributes([image.grey for image in data.train], [image.mask for image in data.train])
-    report(f"  {data.surface}: not in the attribute table; its class embedding is measured from the training images")
-    return attributes.with_row(data.surface, row)
-
-
 def _router_line(router: SurfaceRouter) -> str:
     found = router.calibrated
     assert found.promised_rate is not None
@@ -340,22 +320,3 @@ def _router_line(router: SurfaceRouter) -> str:
         f"  threshold {found.value:.3f} from {found.num_good} held-out images: at most {found.promised_rate:.1%} of "
         f"images of seen surfaces are called unseen; drawn anew, the rate would lie between {low:.1%} and {high:.1%}"
     )
-
-
-def training_file(out: str, surface: str, kind: Literal["checkpoint", "png"]) -> str:
-    """Where the training of a surface's detector keeps its checkpoint or its curves, below the bundle `out`."""
-    return lake.join(out, "training", f"{quote(surface, safe='')}.{kind}")
-
-
-def _without_pixels(data: SurfaceData) -> SurfaceData:
-    return replace(data, train=(), val=())
-
-
-def _counts(data: SurfaceData) -> str:
-    parts = []
-    for name, images in (("training", data.train), ("validation", data.val)):
-        defective = sum(image.defective for image in images)
-        masked = sum(image.mask is not None for image in images)
-        parts.append(f"{name} {len(images) - defective} good, {defective} defective ({masked} with mask)")
-    unlabelled = f"; {data.assumed_good} without label taken as good" if data.assumed_good else ""
-    return "; ".join(parts) + unlabelled

@@ -14,7 +14,7 @@ from sbdzsl.inspector import Inspector
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages
-from sbdzsl.training import SurfaceData
+from sbdzsl.surface_training import SurfaceData, load_surface
 from tests.conftest import SEEN, SMALL, UNSEEN, Trained
 
 
@@ -37,7 +37,7 @@ def test_an_unreadable_training_image_is_reported_and_left_out(trained: Trained,
     samples = training.training_samples(table, ())[SEEN[0]]
     lines: list[str] = []
     embedder = Embedder(load_backbone(), SMALL.router)
-    data = training.load_surface(SEEN[0], samples, embedder, SMALL.image, lines.append)
+    data = load_surface(SEEN[0], samples, embedder, SMALL.image, lines.append)
     assert data.skipped == (str(broken),)
     assert len(lines) == 1
     assert "unsupported-format" in lines[0]

@@ -35,9 +35,11 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
+from sbdzsl.cli.training import train
 from sbdzsl.cli.watch import watch
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
@@ -46,6 +48,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(keys_app, name="keys")
+app.add_typer(registry_app, name="registry")
 app.add_typer(log_app, name="log")
 app.add_typer(reviews_app, name="reviews")
 
@@ -76,48 +79,6 @@ def ingest(
         table.add_row(row.surface, row.split, *(f"{count:,}" for count in counts))
     stdout.print(table)
     say(f"{len(found.samples):,} images -> {out}")
-
-
-@app.command()
-def train(
-    manifest: Manifests,
-    bundle: Annotated[str, typer.Option(help="Folder or URL to write the bundle to; must not hold one.")],
-    backbone: Annotated[
-        str | None, typer.Option(help="Folder or Hugging Face id of the frozen backbone; else as configured.")
-    ] = None,
-    unseen: Annotated[
-        list[str] | None, typer.Option(help="Surface to leave out as unseen, may be given again.")
-    ] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="Training settings (YAML).")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-) -> None:
-    """Train both stages, calibrate them on held-out images, write one bundle."""
-    from sbdzsl import training
-
-    settings = config.load(config.TrainSettings, config_file)
-    if backbone is not None:
-        router = settings.router.model_copy(update={"backbone": backbone})
-        settings = settings.model_copy(update={"router": router})
-    trained = training.train(
-        lake.read_manifests(manifest),
-        bundle,
-        settings,
-        seed=seed,
-        unseen=unseen or (),
-        device=device,
-        report=say,
-    )
-    table = Table("surface", "AP (validation)", "threshold", "false-alarm rate promised", "held out: good", "defective")
-    for surface in trained.surfaces:
-        entry, threshold = trained.detectors[surface], trained.detectors[surface].threshold()
-        ap = percent(entry.validation_ap)
-        promised = percent(threshold.promised_rate)
-        table.add_row(
-            surface, ap, f"{threshold.value:.3f}", promised, f"{threshold.num_good}", f"{threshold.num_defect}"
-        )
-    stdout.print(table)
-    say(f"bundle {trained.digest[:16]} -> {bundle}")
 
 
 @app.command()
@@ -284,7 +245,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (enrol, retire, groups, serve, watch):
+for verb in (train, enrol, retire, groups, serve, watch):
     app.command()(verb)
 
 

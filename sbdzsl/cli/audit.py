@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from sbdzsl import __version__, config, lake
+from sbdzsl import config, lake
 from sbdzsl.cli.options import BundleUrl, Exclude, Include, Policy, PromiseName, RuntimeName, say, stdout
+from sbdzsl.cli.submission import submit_verb
 
 if TYPE_CHECKING:
     from sbdzsl.cluster.audit import AuditResult
@@ -113,7 +112,7 @@ def run(
     changes = {name: value for name, value in given.items() if value is not None}
     settings = config.parse(config.AuditSettings, settings.model_dump() | changes, "command line")
     if submit is not None:
-        raise typer.Exit(_submit(ctx.obj, submit, settings))
+        raise typer.Exit(submit_verb("audit", ctx.obj, submit, {"--config": settings}, {"--bundle": bundle}))
     # Ray is imported by this verb alone, so that the others start without it.
     from sbdzsl.cluster.audit import run_audit
     from sbdzsl.cluster.estimate import estimate_audit
@@ -135,27 +134,6 @@ def run(
         _print_estimate(estimate_audit(request, say))
     else:
         _print_result(run_audit(request, address, say))
-
-
-def _submit(words: list[str], address: str, settings: config.AuditSettings) -> int:
-    """Hand this very command to a cluster, the settings with it; its exit code."""
-    from sbdzsl.cluster.jobs import submit
-
-    words = _without(_without(words, "--submit"), "--config")
-    text = settings.model_dump_json(exclude_defaults=True)
-    command = ["python", "-m", "sbdzsl.cli", *words, "--config", text]
-    name = hashlib.sha256(json.dumps(command).encode()).hexdigest()[:16]
-    return submit(command, address, f"sbdzsl-audit-{name}", {"sbdzsl": __version__, "verb": "audit"}, report=say)
-
-
-def _without(words: list[str], option: str) -> list[str]:
-    """The words of a command without one option and its value."""
-    for place, word in enumerate(words):
-        if word == option:
-            return words[:place] + words[place + 2 :]
-        if word.startswith(f"{option}="):
-            return words[:place] + words[place + 1 :]
-    return words
 
 
 def _print_result(result: AuditResult) -> None:

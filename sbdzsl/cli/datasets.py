@@ -70,14 +70,14 @@ def datasets_validate(
     seed: Seed = 0,
 ) -> None:
     """Read every image and mask, say why rows are not fit to train on (exit code 1 if any is not), rank suspects."""
-    from sbdzsl import datasets, screening, training
+    from sbdzsl import datasets, screening, surface_training
     from sbdzsl.datasets import validation
     from sbdzsl.sbad.backbone import load_backbone
 
     form = validation.check_form(out) if out else None
     settings = config.load(config.TrainSettings, config_file).image
     samples = datasets.samples_from_table(lake.read_manifests(manifest))
-    found = validation.validate(samples, settings, min_train=training.MIN_TRAIN_IMAGES, report=say)
+    found = validation.validate(samples, settings, min_train=surface_training.MIN_TRAIN_IMAGES, report=say)
     findings = [*found.rejections]
     if suspects:
         findings += screening.rank_suspects(

@@ -15,7 +15,20 @@ stderr = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 Adapter = Annotated[str, typer.Option(help="Layout of the source, such as folder; `sbdzsl datasets list` shows all.")]
-BundleUrl = Annotated[str, typer.Option("--bundle", help="Folder or URL of a bundle.")]
+
+
+def located(bundle: str | None) -> str | None:
+    """Where the bundle lies; of one that a registry names, from now on the one that the name stands for now."""
+    if bundle is None or "@" not in bundle:
+        return bundle
+    from sbdzsl import registry
+
+    return registry.locate(bundle)
+
+
+BundleUrl = Annotated[
+    str, typer.Option("--bundle", callback=located, help="Folder or URL of a bundle, or REGISTRY@ALIAS, or @DIGEST.")
+]
 Include = Annotated[
     list[str] | None, typer.Option(help="Only what a glob matches, such as 'line7/**/*.png'; may be given again.")
 ]

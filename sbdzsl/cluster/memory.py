@@ -16,9 +16,8 @@ from ray.serve.handle import DeploymentHandle
 
 from sbdzsl import bundle as bundles
 from sbdzsl.errors import SbdzslError, ServiceError
-from sbdzsl.report.drift import References
 from sbdzsl.report.gallery import references_of
-from sbdzsl.serving.live_drift import LiveDrift
+from sbdzsl.serving.live_drift import LiveDrift, Reference
 from sbdzsl.serving.monitor import Monitor
 from sbdzsl.serving.observe import Meter, log
 from sbdzsl.serving.recorder import Recorder
@@ -31,25 +30,33 @@ MAX_ON_THEIR_WAY = 200
 
 
 class Memory:
-    """The deployment. There is one replica of it: the folder belongs to one process.
+    """The deployment: one replica, for the folder belongs to one process.
 
-    The bundle is loaded for what drift is measured against; nothing is judged here.
+    It is an application of its own: to deploy the service again, with another bundle, leaves it alone. A bundle is
+    loaded for what drift is measured against; nothing is judged here.
     """
 
-    async def __init__(self, settings: ServeSettings, bundle_url: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         assert settings.data is not None
-        bundle = await asyncio.to_thread(bundles.load, bundle_url, "cpu", settings.promise)
-        reference = (bundle.digest, references_of(bundle))
-
-        async def in_force() -> tuple[str, References]:
-            return reference
-
+        self._promise = settings.promise
+        self._reference: Reference | None = None
         self._open = AsyncExitStack()
         recorder = self._open.enter_context(
             closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
         )
-        monitor = await self._open.enter_async_context(Monitor(recorder, settings.alarms, LiveDrift(in_force)).run())
+        drift = LiveDrift(self._in_force)
+        monitor = await self._open.enter_async_context(Monitor(recorder, settings.alarms, drift).run())
         self._parts: dict[Part, Any] = {"recorder": recorder, "monitor": monitor}
+
+    async def follow(self, bundle_url: str) -> None:
+        """Measure drift against this bundle from now on."""
+        bundle = await asyncio.to_thread(bundles.load, bundle_url, "cpu", self._promise)
+        self._reference = (bundle.digest, references_of(bundle))
+
+    async def _in_force(self) -> Reference:
+        if self._reference is None:
+            raise ServiceError("not-ready", "the bundle is being loaded")
+        return self._reference
 
     async def call(self, part: Part, method: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """What a method of the recorder or the monitor returns; its errors are values."""

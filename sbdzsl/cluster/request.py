@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sbdzsl import bundle as bundles
-from sbdzsl import lake
+from sbdzsl import lake, registry
 from sbdzsl.cluster.plan import Identity
 from sbdzsl.config import AuditSettings, Promise, ThresholdRule
 from sbdzsl.errors import ConfigError
@@ -64,12 +64,14 @@ class Audit:
 
 
 def prepare(request: AuditRequest) -> Audit:
-    """Check a request and load its bundle. Raises `ConfigError`, `BundleError`, `DataError`, `LakeError`."""
+    """Check a request and load its bundle. Raises `ConfigError`, `BundleError`, `RegistryError`, `DataError`,
+    `LakeError`."""
     settings = request.settings
     if (request.lake_url is None) == (request.manifest_uri is None):
         raise ConfigError("bad-config", "give an audit either --lake or --manifest")
     if request.manifest_uri is not None and (settings.include or settings.exclude):
         raise ConfigError("bad-config", "include and exclude choose what is listed of --lake; a manifest is a list")
+    request = replace(request, bundle_url=registry.locate(request.bundle_url))  # the same one for every actor
     bundle = bundles.load(lake.absolute_url(request.bundle_url), promise=request.promise)
     inspector = Inspector(
         bundle,

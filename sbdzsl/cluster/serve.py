@@ -3,6 +3,8 @@
     fused    Inspection: both stages in one replica, as many replicas as wanted
     routed   Inspection: HTTP, decoding and SBAD; one hop to Detector-<surface>: that surface's SBDD
 
+Beside either: Memory, an application of its own that holds the journal (`build_memory`).
+
 Between the stages go the bytes of the file, never pixels. Verdicts are those of a process without Ray. `build` is the
 application builder that a config of Ray Serve names (`import_path: sbdzsl.cluster.serve:build`). To deploy it again
 with another `bundle` replaces the replicas one after the other, new ones first, and no request is lost.
@@ -28,11 +30,12 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from sbdzsl import bundle as bundles
+from sbdzsl import registry
 from sbdzsl.cluster.memory import Memory, RemotePart, RemoteRecorder
 from sbdzsl.cluster.metrics import Mirror
 from sbdzsl.cluster.session import session
 from sbdzsl.config import Settings
-from sbdzsl.errors import SbdzslError, ServiceError
+from sbdzsl.errors import ConfigError, SbdzslError, ServiceError
 from sbdzsl.inspector import Loaded
 from sbdzsl.report import gallery
 from sbdzsl.serving.app import build_app
@@ -43,6 +46,9 @@ from sbdzsl.verdict import Verdict
 
 #: Ray Serve queues what is above this at its door; the service's own bound, with its clear answer, lies far below.
 _MAX_ONGOING = 1000
+
+#: Name of the application that remembers.
+MEMORY = "memory"
 
 #: Bundles that a detector keeps: the one in force, and others that routers still ask for while it changes.
 MAX_BUNDLES = 2
@@ -65,7 +71,9 @@ class ServeArgs(Settings):
 
 
 def build(args: ServeArgs) -> serve.Application:
-    """The application. Raises `BundleError` where there is no bundle, `ConfigError`."""
+    """The application. Raises `BundleError` where there is no bundle, `RegistryError`, `ConfigError`."""
+    # Once for all replicas: those that start later must not have another bundle.
+    args = args.model_copy(update={"bundle": registry.locate(args.bundle)})
     detectors: dict[str, Any] = {}
     if args.shape == "routed":
         card = bundles.read_card(args.bundle)
@@ -81,17 +89,19 @@ def build(args: ServeArgs) -> serve.Application:
         **_scale(args),
     )
     # The bundle is no argument of the constructor: a change of it would start new replicas.
-    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors, _memory(args))
+    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors)
 
 
-def _memory(args: ServeArgs) -> serve.Application | None:
-    if args.service.data is None:
-        return None
+def build_memory(settings: ServeSettings) -> serve.Application:
+    """The application that remembers, beside the one that `build` gives: named `MEMORY`, without a route.
+
+    Raises `ConfigError` where the settings name no folder.
+    """
+    if settings.data is None:
+        raise ConfigError("bad-config", "nothing would be kept: give a folder, `data`")
     # No surge: two of them would write into one folder.
     options = _COMMON | {"max_surge_percent": 0}
-    return serve.deployment(Memory, name="Memory", ray_actor_options={"num_cpus": 0}, **options).bind(
-        args.service, args.bundle
-    )
+    return serve.deployment(Memory, name="Memory", ray_actor_options={"num_cpus": 0}, **options).bind(settings)
 
 
 def _detector(args: ServeArgs, name: str) -> serve.Application:
@@ -135,11 +145,11 @@ def _deployment_name(surface: str | None) -> str:
 class Inspection:
     """HTTP and SBAD; SBDD too where the shape is fused."""
 
-    def __init__(
-        self, args: ServeArgs, detectors: Mapping[str, DeploymentHandle], memory: DeploymentHandle | None
-    ) -> None:
+    def __init__(self, args: ServeArgs, detectors: Mapping[str, DeploymentHandle]) -> None:
         self._settings = args.service
-        self._memory = None if memory is None else memory.options(_by_reference=False)
+        self._memory = None
+        if args.service.data is not None:
+            self._memory = serve.get_app_handle(MEMORY).options(_by_reference=False)
         if detectors:
             self._service: LocalService = RoutedService(detectors, args)
         else:
@@ -148,6 +158,8 @@ class Inspection:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Put the bundle of `user_config` in force; a replica takes no request before the first one is."""
         await self._service.swap(user_config["bundle"])
+        if self._memory is not None:
+            await self._memory.follow.remote(user_config["bundle"])
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         keys = KeyFile(self._settings.keys) if self._settings.keys is not None else None
@@ -290,6 +302,8 @@ def deployed(args: ServeArgs, host: str, port: int) -> Iterator[None]:
         options = {"host": host, "port": port, "request_timeout_s": 2 * args.service.deadline_s}
         serve.start(http_options=options)
         try:
+            if args.service.data is not None:
+                serve.run(build_memory(args.service), name=MEMORY, route_prefix=None)
             serve.run(application, route_prefix="/")
             yield
         finally:

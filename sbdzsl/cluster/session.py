@@ -8,12 +8,12 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from sbdzsl.config import AuditSettings
+from sbdzsl.config import AuditSettings, ClusterSettings
 from sbdzsl.errors import AuditError, ConfigError
 from sbdzsl.runtime import Runtime
 
@@ -71,12 +71,17 @@ def _ended_like_by_hand() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """The actors of an audit: how many, and what each is given. `waits` says that none of it is free at the moment."""
+    """The actors of an audit or a training: how many, and what each is given. `waits`: none of it is free just now."""
 
     num_actors: int
     cpus: float
     gpus: float
     waits: bool = False
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What one actor asks of a node, by Ray's names."""
+        return {key: amount for key, amount in {"CPU": self.cpus, "GPU": self.gpus}.items() if amount}
 
     @property
     def device(self) -> str:
@@ -91,11 +96,25 @@ class Crew:
 
 def crew(settings: AuditSettings, runtime: Runtime, max_actors: int) -> Crew:
     """The actors that the connected cluster holds, `max_actors` at most; raises as `size_crew`."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = size_crew(settings, runtime, nodes, max_actors)
-    free = ray.available_resources()
-    waits = free.get("CPU", 0) < found.cpus or free.get("GPU", 0) < found.gpus
-    return Crew(found.num_actors, found.cpus, found.gpus, waits)
+    found = size_crew(settings, runtime, _nodes(), max_actors)
+    return replace(found, waits=_free(found) < 1)
+
+
+def training_crew(settings: ClusterSettings, max_workers: int) -> Crew:
+    """The workers of a training, `max_workers` at most; as they start together, no more than there is room for now.
+
+    Raises `AuditError` "no-resources" where no node can hold one at all.
+    """
+    found = _fitting(
+        "a training worker",
+        settings.workers,
+        settings.cpus_per_worker,
+        settings.gpus_per_worker,
+        _nodes(),
+        max_workers,
+    )
+    free = _free(found)
+    return replace(found, num_actors=max(1, min(found.num_actors, free)), waits=free < 1)
 
 
 def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resources], max_actors: int) -> Crew:
@@ -104,23 +123,46 @@ def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resourc
     Raises `AuditError` "no-resources" where no node can hold one at all: Ray itself waits for ever for what fits on no
     node. Raises `ConfigError` for a runtime that does not use the GPUs asked for.
     """
-    if runtime != "torch" and settings.gpus_per_actor:
-        raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     gpus = settings.gpus_per_actor
+    if runtime != "torch":
+        if gpus:
+            raise ConfigError("bad-config", f"runtime {runtime} runs on the CPU; set gpus_per_actor to 0")
+        gpus = 0.0
+    return _fitting("an audit actor", settings.actors, settings.cpus_per_actor, gpus, nodes, max_actors)
+
+
+def has_room(found: Crew) -> bool:
+    """Whether a node is there that could hold one of such actors, if it had nothing else to do."""
+    return any(all(node.get(key, 0) >= amount for key, amount in found.each.items()) for node in _nodes())
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _free(found: Crew) -> int:
+    """How many of such actors the CPUs and GPUs would hold that nothing else has at the moment."""
+    free = ray.available_resources()
+    return int(min(free.get(key, 0) / amount for key, amount in found.each.items()))
+
+
+def _fitting(
+    what: str, number: int | None, cpus: float | None, gpus: float | None, nodes: Sequence[Resources], most: int
+) -> Crew:
+    """As many as asked for (None: as the nodes hold), `most` at most; by default a GPU where there are any."""
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if gpus is None:
-        gpus = 1.0 if with_gpu and runtime == "torch" else 0.0
-    cpus = settings.cpus_per_actor
+        gpus = 1.0 if with_gpu else 0.0
     if cpus is None:
         cpus = max(
             1.0, min((node.get("CPU", 0) * gpus // node["GPU"] for node in with_gpu), default=1.0) if gpus else 1.0
         )
-    each = {key: amount for key, amount in {"CPU": cpus, "GPU": gpus}.items() if amount}
+    each = Crew(1, cpus, gpus).each
     room = sum(int(min(node.get(key, 0) / amount for key, amount in each.items())) for node in nodes)
     if not room:
         largest = {key: max((node.get(key, 0) for node in nodes), default=0) for key in each}
         raise AuditError(
             "no-resources",
-            f"an audit actor needs {each} on one node; the largest node offers {largest}. Ask for less or add a node",
+            f"{what} needs {each} on one node; the largest node offers {largest}. Ask for less or add a node",
         )
-    return Crew(max(1, min(settings.actors or room, max_actors)), cpus, gpus)
+    return Crew(max(1, min(number or room, most)), cpus, gpus)

@@ -21,7 +21,8 @@ from sbdzsl.datasets.sample import Sample, samples_to_table
 from sbdzsl.detector_figures import SurfaceScores, mean_figures, pooled_figures, score_samples, surface_figures
 from sbdzsl.errors import ConfigError, DataError
 from sbdzsl.reproduce.sources import find
-from sbdzsl.training import load_surface, train_detector, training_samples
+from sbdzsl.surface_training import load_surface, train_detector
+from sbdzsl.training import training_samples
 
 Report = Callable[[str], None]
 

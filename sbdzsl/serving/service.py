@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from sbdzsl import bundle as bundles
+from sbdzsl import registry
 from sbdzsl.bundle import Bundle
 from sbdzsl.config import ImageSettings, ThresholdRule
 from sbdzsl.errors import ServiceError
@@ -168,7 +169,8 @@ class LocalService:
         return self._crew
 
     def load(self, url: str) -> Crew:
-        """Load a bundle, and judge a first image by it. Raises as `start`."""
+        """Load a bundle, and judge a first image by it. Raises as `start`, and `RegistryError`."""
+        url = registry.locate(url)
         return Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
 
     async def _judge(self, crew: Crew, job: Job) -> Judged:

@@ -87,7 +87,7 @@ def test_verdicts_are_those_of_the_inspector(client: httpx2.Client, trained: Tra
 
 def test_every_seen_surface_was_judged_in_its_own_deployment(client: httpx2.Client) -> None:
     names = set(serve.status().applications["default"].deployments)
-    assert names == {"Inspection", "Memory", f"Detector-{SEEN[0]}", f"Detector-{SEEN[1]}", "Detectors"}
+    assert names == {"Inspection", f"Detector-{SEEN[0]}", f"Detector-{SEEN[1]}", "Detectors"}
 
 
 def test_what_was_answered_is_remembered_and_shown(client: httpx2.Client, contents: list[bytes]) -> None:

@@ -9,8 +9,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from sbdzsl import config, datasets, errors, lake
-from sbdzsl.cluster.serve import ServeArgs, build
+from sbdzsl.cluster.serve import MEMORY, ServeArgs, build, build_memory
 from sbdzsl.datasets import validation
+from sbdzsl.registry import gate
 from sbdzsl.serving.settings import ServeSettings
 from tests.contracts.test_command_line import COMMANDS
 
@@ -59,10 +60,20 @@ def test_each_code_that_a_camera_meets_is_in_its_manual() -> None:
         assert str(status) in manual, status
 
 
+def test_each_code_and_figure_of_a_registry_is_in_its_manual() -> None:
+    manual = (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+    for word in (*errors.RegistryError.CODES, "gate-refused", *gate.FIGURES):
+        assert f"`{word}`" in manual, word
+
+
 def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert config.load(config.AuditSettings, ROOT / "ray_configs" / "audit.yaml") == config.AuditSettings()
     assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(
         config.AuditSettings.model_fields
+    )
+    assert config.load(config.ClusterSettings, ROOT / "ray_configs" / "train.yaml") == config.ClusterSettings()
+    assert set(yaml.safe_load((ROOT / "ray_configs" / "train.yaml").read_text())) == set(
+        config.ClusterSettings.model_fields
     )
     config.load(config.TrainSettings, ROOT / "examples" / "demo.yaml")
     assert config.load(ServeSettings, ROOT / "ray_configs" / "serve.yaml") == ServeSettings()
@@ -72,10 +83,12 @@ def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
 def test_the_configs_of_ray_serve_are_what_the_builder_takes() -> None:
     for name in ("serve_fused", "serve_routed"):
         values = yaml.safe_load((ROOT / "ray_configs" / f"{name}.yaml").read_text())
-        (application,) = ServeDeploySchema.model_validate(values).applications
-        module, _, builder = application.import_path.partition(":")
-        assert (module, builder) == (build.__module__, build.__name__)
-        assert config.parse(ServeArgs, application.args, name).shape == name.removeprefix("serve_")
+        memory, application = ServeDeploySchema.model_validate(values).applications
+        assert application.import_path == f"{build.__module__}:{build.__name__}"
+        args = config.parse(ServeArgs, application.args, name)
+        assert args.shape == name.removeprefix("serve_")
+        assert (memory.name, memory.import_path) == (MEMORY, f"{build_memory.__module__}:{build_memory.__name__}")
+        assert config.parse(ServeSettings, memory.args, name).data == args.service.data
 
 
 def test_links_between_documents_lead_somewhere() -> None:

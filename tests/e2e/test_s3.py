@@ -1,11 +1,16 @@
-"""Ingest, train, audit and report, all on an S3 endpoint: `benchmarks/audit_s3.py` in small."""
+"""On an S3 endpoint: ingest, train, audit and report, as `benchmarks/audit_s3.py` in small; training on a cluster."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import audit_lab
 import audit_s3
 import faulty_store
 import pytest
+import yaml
+
+from tests.conftest import SMALL, UNSEEN, Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -21,3 +26,20 @@ def test_the_whole_path_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # Finished, it reads no image and writes no part again.
     assert steps["audit again"]["requests"].get("PUT", 0) < 10
     assert steps["audit again"]["requests"].get("GET", 0) < audit["requests"]["GET"]
+
+
+def test_a_training_on_a_cluster_writes_its_bundle_to_s3(trained: Trained, tmp_path: Path) -> None:
+    """What the workers bring goes through the store; nothing but the bundle and its pictures stays there."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL.model_dump(exclude_defaults=True)))
+    words = ["--manifest", trained.manifest_uri, "--unseen", UNSEEN, "--config", str(tmp_path / "small.yaml")]
+    words += ["--cluster-config", "{workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}", "--address", "local"]
+    command = [sys.executable, "-m", "sbdzsl.cli", "train", "--cluster", *words, "--bundle", "s3://lake/trained"]
+    list_it = "from sbdzsl import lake; fs, path = lake.filesystem('s3://lake/trained/training'); print(*fs.find(path))"
+    with faulty_store.running() as store:
+        environment = audit_lab.environment(OMP_NUM_THREADS="1", **store.environment)
+        environment.pop("RAY_ADDRESS", None)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"bundle {trained.bundle.digest[:16]} -> s3://lake/trained" in done.stdout
+        left = subprocess.run([sys.executable, "-c", list_it], env=environment, capture_output=True, text=True)
+    assert {name.rpartition(".")[2] for name in left.stdout.split()} == {"png"}, left.stdout + left.stderr

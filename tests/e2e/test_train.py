@@ -1,4 +1,4 @@
-"""A training killed for real, and the same command again."""
+"""A training killed for real, here and on a cluster, and the same command again."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from tests.conftest import SEEN, SMALL, UNSEEN, Trained
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -44,3 +46,34 @@ def test_a_killed_training_ends_by_the_same_command_in_the_bundle_of_an_undistur
     assert "epoch" not in first, "a finished surface is not trained again"
     ours, theirs = (json.loads((folder / "bundle.json").read_text())["files"] for folder in (bundle, undisturbed))
     assert ours == theirs
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_on_a_cluster_whose_driver_is_killed_ends_by_the_same_command_in_the_same_bundle(
+    trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL.model_dump(exclude_defaults=True)))
+    words = ["--manifest", trained.manifest_uri, "--unseen", UNSEEN, "--config", str(tmp_path / "small.yaml")]
+    words += ["--cluster-config", "{workers: 1, cpus_per_worker: 1, gpus_per_worker: 0}", "--bundle"]
+    bundle = tmp_path / "bundle"
+    command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), *words, str(bundle), "--address", "local"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("RAY_ADDRESS", None)
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(bundle.glob("training/*.trained")):
+        assert first.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline, "no surface was trained in five minutes"
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = {path.stem for path in bundle.glob("training/*.trained")}
+    assert len(kept) < len(SEEN), "the kill came too late to show anything"
+    assert not (bundle / "bundle.json").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"resuming: {len(kept)} of 3 surfaces are trained already" in again.stdout
+    trained_now = {line.split(" is trained")[0] for line in again.stdout.splitlines() if " is trained" in line}
+    assert trained_now == set(SEEN) - kept, "a finished surface is not trained again"
+    assert f"bundle {trained.bundle.digest[:16]} -> {bundle}" in again.stdout
