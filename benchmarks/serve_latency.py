@@ -28,6 +28,7 @@ from typing import Any
 
 import audit_lab as lab
 import serve_lab
+from fastapi import FastAPI, Request
 from record import record
 
 SIZE, NUM_PICTURES = 512, 40
@@ -43,7 +44,6 @@ SERVERS = ("plain", "process", "fused", "fused-ray", "routed", "routed-ray")
 def plain_server(bundle: str, port: int) -> None:
     """The program that a user would write: one process, one inspector, FastAPI and uvicorn."""
     import uvicorn
-    from fastapi import FastAPI, Request
 
     from sbdzsl import bundle as bundles
     from sbdzsl.inspector import Inspector, load_image

@@ -89,7 +89,13 @@ def build(args: ServeArgs) -> serve.Application:
         **_scale(args),
     )
     # The bundle is no argument of the constructor: a change of it would start new replicas.
-    return ingress.bind(args.model_copy(update={"bundle": ""}), detectors)
+    service = _with_threads(args.service, args.cpus)
+    return ingress.bind(args.model_copy(update={"bundle": "", "service": service}), detectors)
+
+
+def _with_threads(settings: ServeSettings, cpus: float) -> ServeSettings:
+    """As many threads as a replica was given CPUs; where it was given none, it may have all there are."""
+    return settings if settings.threads or cpus < 1 else settings.model_copy(update={"threads": int(cpus)})
 
 
 def build_memory(settings: ServeSettings) -> serve.Application:
@@ -113,7 +119,7 @@ def _detector(args: ServeArgs, name: str) -> serve.Application:
         user_config={"bundle": args.bundle},
         **_COMMON,
     )
-    return deployment.bind(args.service)
+    return deployment.bind(_with_threads(args.service, args.detector_cpus))
 
 
 _COMMON: dict[str, Any] = {
@@ -265,7 +271,7 @@ class Detector:
         """The bundle of a router that is ahead, or behind."""
         async with self._loading:
             if named.verdict.bundle not in self._crews:
-                crew = await asyncio.to_thread(self._service.load, named.bundle_url)
+                crew = await self._service.load(named.bundle_url)
                 self._keep(crew.card.bundle, crew)
         if named.verdict.bundle not in self._crews:
             raise ServiceError("not-ready", f"{named.bundle_url} holds another bundle now; send the image again")

@@ -103,7 +103,7 @@ class CandidateService:
     ) -> None:
         self._current = current
         # The candidate may never take more than the one that counts.
-        self._settings = settings.model_copy(update={"workers": 1, "max_queue": MAX_SHADOWS})
+        self._settings = settings.model_copy(update={"workers": 1, "threads": 1, "max_queue": MAX_SHADOWS})
         self._load = load
         self._candidate: LocalService | None = None
         self._comparison: Comparison | None = None

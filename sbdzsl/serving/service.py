@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -102,22 +103,24 @@ class Service(Protocol):
 
 
 class LocalService:
-    """A service in this process. `start` it before use."""
+    """A service in this process. `start` it before use. PyTorch gets one thread everywhere but on those of its nets."""
 
     def __init__(self, bundle_url: str, settings: ServeSettings) -> None:
         self._url = bundle_url
         self._settings = settings
         self._decoders = ThreadPoolExecutor(settings.decoders, "decode")
-        # The number of threads holds for the thread that sets it alone.
-        setting = (torch.set_num_threads, (settings.threads,)) if settings.threads else (None, ())
-        self._nets = ThreadPoolExecutor(settings.workers, "nets", *setting)
+        self._threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)
+        # Threads of the nets wait for each other by spinning, as long as there are no more of them in the process than
+        # cores; beyond, they sleep, and a second thread gains nothing. So no other thread may have helpers of its own.
+        torch.set_num_threads(1)
+        self._nets = ThreadPoolExecutor(settings.workers, "nets", torch.set_num_threads, (self._threads,))
         self._crew: Crew | None = None
         self._in_flight = 0
         self._judged_at = -float("inf")
 
     async def start(self) -> LocalService:
         """Load the bundle and judge a first image. Raises `BundleError`, `ConfigError`."""
-        self._crew = await asyncio.to_thread(self.load, self._url)
+        self._crew = await self.load(self._url)
         return self
 
     async def inspect(self, job: Job) -> Judged:
@@ -153,7 +156,7 @@ class LocalService:
 
     async def swap(self, bundle_url: str) -> ServiceCard:
         """See `Service.swap`. Raises as `start`, and then the bundle that was in force stays."""
-        self._crew = await asyncio.to_thread(self.load, bundle_url)
+        self._crew = await self.load(bundle_url)
         self._url = bundle_url
         return self._crew.card
 
@@ -168,8 +171,13 @@ class LocalService:
             raise ServiceError("not-ready", "the bundle is being loaded; ask again in some seconds")
         return self._crew
 
-    def load(self, url: str) -> Crew:
+    async def load(self, url: str) -> Crew:
         """Load a bundle, and judge a first image by it. Raises as `start`, and `RegistryError`."""
+        # A thread of its own, which ends with its helpers; it has as many as those that will use what it makes.
+        with ThreadPoolExecutor(1, "load", torch.set_num_threads, (self._threads,)) as loader:
+            return await asyncio.get_running_loop().run_in_executor(loader, self._load, url)
+
+    def _load(self, url: str) -> Crew:
         url = registry.locate(url)
         return Crew(bundles.load(url, self._settings.device, self._settings.promise), url, self._settings)
 

@@ -43,7 +43,9 @@ class ServeSettings(Settings):
     runtime: Runtime = Field("torch", description="what runs the nets")
     device: str = Field("cpu", description="device of the nets")
     workers: int = Field(1, ge=1, description="images judged at once in a process")
-    threads: int | None = Field(None, ge=1, description="threads of the nets of one worker; none: PyTorch's choice")
+    threads: int | None = Field(
+        None, ge=1, description="threads of the nets of one worker; none: the cores, shared among the workers"
+    )
     decoders: int = Field(2, ge=1, description="threads that decode ahead of the nets")
     max_memory_mb: float | None = Field(None, ge=192, description="of judging one image; none: the bundle's own")
 
