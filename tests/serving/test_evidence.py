@@ -49,7 +49,7 @@ def test_the_image_of_an_alarm_is_on_disk_before_its_event(tmp_path: Path) -> No
 
 def test_a_good_image_out_of_the_sample_is_not_kept_and_said_not_to_be(tmp_path: Path) -> None:
     async def record() -> None:
-        with closing(Recorder(str(tmp_path), KeepSettings(good_share=0))) as recorder:
+        with closing(Recorder(str(tmp_path), KeepSettings(good_share=0, recent_mb=0))) as recorder:
             number = await recorder.record(answer(b"x", "good"), b"x")
             await recorder.record(answer(b"y"), b"y")  # on disk, and so is what came before
             assert (await recorder.event(number)).document["image_kept"] is False

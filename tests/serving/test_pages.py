@@ -38,7 +38,10 @@ def live(trained: Trained, tmp_path_factory: pytest.TempPathFactory, picture_of:
     )
     with running(trained.bundle_url, settings) as found:
         for number, (surface, label) in enumerate(SENT):
-            found.post(picture_of(surface, label, number), camera="line7", sequence=number, part_id=f"P{number}")
+            # So that one of them is a defect whatever the small bundle has learnt.
+            policy = {"policy": "fixed:-100"} if label == "defect" else {}
+            content = picture_of(surface, label, number)
+            found.post(content, camera="line7", sequence=number, part_id=f"P{number}", **policy)
         found.post(b"no image", name="=cmd()", camera="line8")
         yield found
 
