@@ -41,6 +41,8 @@ _BARE_STATUS = {
     403: "missing-scope",
     408: "deadline-exceeded",
     429: "overloaded",
+    # A door whose server died under the request; the service's own mistakes come as problem documents.
+    500: "not-ready",
     502: "not-ready",
     503: "not-ready",
     504: "not-ready",
@@ -335,7 +337,7 @@ def _error_of(reply: _Reply, problem: Mapping[str, Any]) -> SbdzslError:
     kind = _KIND_OF_CODE.get(code) if isinstance(code, str) else None
     if kind is not None and isinstance(code, str):
         return kind(code, str(problem.get("detail") or problem.get("title") or f"status {status}"))
-    code = _BARE_STATUS.get(status, "bad-answer")
+    code = "bad-answer" if status == 500 and problem else _BARE_STATUS.get(status, "bad-answer")
     detail = problem.get("detail") or "no reason given"
     return ServiceError(code, f"{reply.url} answered status {status} without a known code: {detail}")
 

@@ -117,6 +117,7 @@ def test_an_image_refused_before_it_was_judged_is_an_answer_too(service: Service
         problem(503, "not-ready"),
         problem(408, "deadline-exceeded"),
         Response("<html>bad gateway", 502),
+        Response("Internal Server Error", 500),
         Response("", 504),
     ],
 )
@@ -173,7 +174,7 @@ def test_other_problems_are_errors_at_once(
         (Response("[1]", 200), "bad-answer"),
         (Response("{}", 200), "bad-answer"),
         (Response("", 302, {"Location": "/login"}), "bad-answer"),
-        (Response("oops", 500), "bad-answer"),
+        (problem(500, "internal"), "bad-answer"),
         (Response("who are you", 401), "unauthorised"),
         (problem(418, "no-such-code"), "bad-answer"),
     ],
