@@ -37,11 +37,11 @@ from alert_lab import (
     dispatching,
     draw_answer,
     find_mosquitto,
-    free_port,
     survive_kills,
     until,
 )
 from record import record
+from serving_process import free_port
 
 from sbdzsl.serving.alerts import AlertSettings, Outbox, make_alert
 

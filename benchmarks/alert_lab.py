@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from serving_process import free_port
 
 from sbdzsl.serving.alerts import AlertSettings, Dispatcher, Outbox, make_alert
 from sbdzsl.verdict import Region, Verdict
@@ -67,12 +68,6 @@ def draw_answer(number: int, verdict: str = "defect", **fields: Any) -> dict[str
         "queue_ms": 0.2,
     }
     return found | beside | fields
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:

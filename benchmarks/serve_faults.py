@@ -24,6 +24,7 @@ from typing import Any
 import audit_lab as lab
 import serve_lab
 from record import record
+from serving_process import free_port
 
 from sbdzsl import bundle as bundles
 from sbdzsl.client import InspectionClient
@@ -144,7 +145,7 @@ def main() -> None:
         return ServeArgs(bundle=str(url), shape="routed", cpus=0, detector_cpus=0, service=settings)
 
     figures: dict[str, Any] = {"clients": CLIENTS, "kills_each": KILLS}
-    port = serve_lab.free_port()
+    port = free_port()
     with deployed(arguments(bundle), "127.0.0.1", port):
         load = Load(port, contents, known)
         killed: Counter[str] = Counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import audit_lab as lab
 import numpy as np
+from serving_process import free_port, wait_until_ready
 
 #: Seconds until a server has to be ready.
 START_S = 240
@@ -123,7 +123,7 @@ def started(words: Sequence[str], port: int, key: str | None = None, log: Path |
     env = lab.environment(RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="90")
     process = subprocess.Popen(words, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_until_ready(port, process)
+        wait_until_ready(f"http://127.0.0.1:{port}", process, START_S)
         yield Server(port, key, process, time.perf_counter() - began)
     finally:
         process.send_signal(signal.SIGINT)
@@ -133,30 +133,6 @@ def started(words: Sequence[str], port: int, key: str | None = None, log: Path |
             process.kill()
             process.wait()
         output.close()
-
-
-def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return when `/readyz` says 200. Ends the study where the server ends first, or takes too long."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            sys.exit(f"the server ended with {process.returncode} before it was ready")
-        try:
-            with Client(port, timeout_s=30) as client:
-                if client.get("/readyz")[0] == 200:
-                    return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    sys.exit(f"the server was not ready after {START_S} s")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def pictures(size: int, number: int, seed: int = 5) -> list[bytes]:

@@ -30,6 +30,7 @@ import audit_lab as lab
 import serve_lab
 from fastapi import FastAPI, Request
 from record import record
+from serving_process import free_port
 
 SIZE, NUM_PICTURES = 512, 40
 WARM_UP, REQUESTS = 40, 400
@@ -105,7 +106,7 @@ def ask(process: subprocess.Popen[str], number: int) -> list[float]:
 def server(name: str, bundle: Path) -> Iterator[serve_lab.Server]:
     """One of `SERVERS`, running."""
     if name == "plain":
-        port = serve_lab.free_port()
+        port = free_port()
         with serve_lab.started([sys.executable, __file__, "--plain", str(bundle), str(port)], port) as running:
             yield running
         return

@@ -68,9 +68,7 @@ class Load:
 @contextmanager
 def serving(bundle_url: str, data: Path, keep: Mapping[str, Any]) -> Iterator[Server]:
     """A server on a free port of loopback; it is dead at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = data.with_suffix(".yaml")
     settings.write_text(yaml.safe_dump({"keep": dict(keep), "threads": 1}))
     words = ["serve", "--bundle", bundle_url, "--port", str(port), "--data", str(data), "--config", str(settings)]
@@ -81,19 +79,28 @@ def serving(bundle_url: str, data: Path, keep: Mapping[str, Any]) -> Iterator[Se
         )
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
-        _wait_until_ready(server)
+        wait_until_ready(server.url, process)
         yield server
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.process.poll() is None:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Return when `/readyz` says 200. Raises `AssertionError` where the process ends first, or it takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx2.get(f"{server.url}/readyz", timeout=30).status_code == 200:
+            if httpx2.get(f"{url}/readyz", timeout=30, trust_env=False).status_code == 200:
                 return
         except httpx2.TransportError:
-            time.sleep(0.1)
-    raise AssertionError(f"the server is not ready; exit code {server.process.poll()}")
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"the server at {url} is not ready; exit code {process.poll()}")

@@ -18,7 +18,6 @@ import json
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from typing import Any
 
 import audit_lab as lab
 from record import record
+from serving_process import free_port
 
 from sbdzsl import bundle as bundles
 from sbdzsl.client import InspectionClient
@@ -116,7 +116,7 @@ class Line:
     def __init__(self, folder: Path, bundle: Path | str) -> None:
         self.inbox, self.data = folder / "in", folder / "data"
         self.inbox.mkdir(parents=True)
-        port = _free_port()
+        port = free_port()
         self.endpoint = f"http://127.0.0.1:{port}"
         self.found = Found()
         sbdzsl = [sys.executable, "-m", "sbdzsl.cli"]
@@ -254,12 +254,6 @@ def _check(line: Line, written: dict[str, bytes], truth: dict[bytes, dict[str, A
     found.changed = sum(name not in away or away[name].read_bytes() != content for name, content in written.items())
     found.events_doubled = len(rows) - len({row["event_id"] for row in rows})
     found.events = len(stored_events(str(line.data), "verdict"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def plan_of_kills(num_kills: int, seed: int) -> list[Kill]:

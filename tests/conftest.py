@@ -18,6 +18,9 @@ from sbdzsl.datasets import synthetic
 SEEN = ("brushed_steel", "cast_iron", "perforated_sheet")
 UNSEEN = "woven_fabric"
 
+#: What differs between the verdicts of two inspections of the same bytes: which image, when, how long.
+PASSING = {"image_id", "uri", "modified_at", "inspected_at", "decode_ms", "route_ms", "detect_ms"}
+
 #: Small enough to train in seconds. Detectors begin with learnt weights, so that each finds something.
 SMALL = TrainSettings(
     router=RouterSettings(ce_vae_steps=60, vaegan_steps=20, hidden=32, copies=2),

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi import Response
+from serving_process import free_port
 
 from sbdzsl.answer import Answer, read_answer
 from sbdzsl.client import InspectionClient
@@ -31,12 +32,6 @@ def service() -> Iterator[Service]:
 def client(service: Service) -> Iterator[InspectionClient]:
     with InspectionClient(service.endpoint, timeout_s=5) as client:
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_an_answer_has_the_verdict_and_what_was_asked(service: Service, client: InspectionClient) -> None:

@@ -40,6 +40,7 @@ class Memory:
         assert settings.data is not None
         self._promise = settings.promise
         self._reference: Reference | None = None
+        self._followed = ""
         self._open = AsyncExitStack()
         recorder = self._open.enter_context(
             closing(Recorder(settings.data, settings.keep, settings.alerts, settings.public_url))
@@ -49,9 +50,11 @@ class Memory:
         self._parts: dict[Part, Any] = {"recorder": recorder, "monitor": monitor}
 
     async def follow(self, bundle_url: str) -> None:
-        """Measure drift against this bundle from now on."""
+        """Measure drift against this bundle from now on. Told again and again, it loads it once."""
+        if bundle_url == self._followed:
+            return
         bundle = await asyncio.to_thread(bundles.load, bundle_url, "cpu", self._promise)
-        self._reference = (bundle.digest, references_of(bundle))
+        self._reference, self._followed = (bundle.digest, references_of(bundle)), bundle_url
 
     async def _in_force(self) -> Reference:
         if self._reference is None:

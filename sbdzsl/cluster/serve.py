@@ -40,7 +40,8 @@ from sbdzsl.inspector import Loaded
 from sbdzsl.report import gallery
 from sbdzsl.serving.app import build_app
 from sbdzsl.serving.keys import KeyFile
-from sbdzsl.serving.service import Crew, Job, Judged, LocalService, deadline_exceeded, load_job
+from sbdzsl.serving.observe import log
+from sbdzsl.serving.service import Crew, Job, Judged, LocalService, deadline_exceeded, load_job, waited_ms
 from sbdzsl.serving.settings import ServeSettings, Shape
 from sbdzsl.verdict import Verdict
 
@@ -163,9 +164,9 @@ class Inspection:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Put the bundle of `user_config` in force; a replica takes no request before the first one is."""
-        await self._service.swap(user_config["bundle"])
-        if self._memory is not None:
-            await self._memory.follow.remote(user_config["bundle"])
+        self._bundle_url = user_config["bundle"]
+        await self._service.swap(self._bundle_url)
+        await self._tell_memory()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         keys = KeyFile(self._settings.keys) if self._settings.keys is not None else None
@@ -178,8 +179,18 @@ class Inspection:
         return app
 
     async def check_health(self) -> None:
-        """Infer for real."""
+        """Infer for real; and tell the memory again, which may have been started anew."""
         await self._service.check()
+        await self._tell_memory()
+
+    async def _tell_memory(self) -> None:
+        """Which bundle is in force. A memory that is away is no reason to end this replica: it is told later."""
+        if self._memory is None:
+            return
+        try:
+            await self._memory.follow.remote(self._bundle_url)
+        except (RayError, RayServeException) as error:
+            log.warning("the memory does not know the bundle yet: %s", type(error).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +246,12 @@ class RoutedService(LocalService):
 
 def _name_surface(crew: Crew, loaded: Loaded, job: Job, came: float) -> tuple[Judged, bool]:
     """The verdict as far as SBAD comes, and whether it is final. Runs on a thread of nets."""
-    waited_ms = max(0.0, (time.monotonic() - came) * 1e3 - loaded.decode_ms)
+    waited = waited_ms(came, loaded)
     with crew.inspector() as inspector:
         verdict, grey = inspector.name_surface(loaded)
         drawn = grey is None and job.with_overlay and loaded.image is not None
         overlay = gallery.overlay_png(inspector, loaded, verdict) if drawn else None
-    return Judged(verdict, waited_ms, overlay), grey is None
+    return Judged(verdict, waited, overlay), grey is None
 
 
 class Detector:
@@ -288,12 +299,12 @@ class Detector:
 
 
 def _find_defects(crew: Crew, loaded: Loaded, verdict: Verdict, job: Job, came: float) -> Judged:
-    waited_ms = max(0.0, (time.monotonic() - came) * 1e3 - loaded.decode_ms)
+    waited = waited_ms(came, loaded)
     assert loaded.image is not None
     with crew.inspector() as inspector:
         found = inspector.find_defects(verdict, loaded.image.grey(), job.rule)
         overlay = gallery.overlay_png(inspector, loaded, found) if job.with_overlay else None
-    return Judged(found, waited_ms, overlay)
+    return Judged(found, waited, overlay)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
     bytes -> limits, key -> Service.inspect -> answer document -> Recorder.record -> answer
 
-An answer is recorded before it is given, so what a caller was told can always be looked up.
+Whatever is not good is on disk before it is answered; a good verdict follows within milliseconds (see `journal`).
 """
 
 # No postponed annotations here: FastAPI reads those of the routes, which name what is around them.
@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from sbdzsl import __version__
 from sbdzsl.config import POLICY_FORMS, ThresholdRule
 from sbdzsl.errors import ConfigError, ImageError, SbdzslError, ServiceError
-from sbdzsl.serving.answers import Answer, Shot, answer_document, problem, problem_response, problems
+from sbdzsl.serving.answers import Answer, Shot, answer_document, files, problem, problem_response, problems
 from sbdzsl.serving.assets import page_routes
 from sbdzsl.serving.bodies import RAW_TYPES, Upload, read_uploads
 from sbdzsl.serving.candidate import CandidateService
@@ -84,11 +84,10 @@ _REQUEST_BODY = {
     },
 }
 
-_INSPECTED = {
-    "description": "The verdict; the picture that explains it where `Accept` is image/png; `verdicts`, a list of "
-    "answers or problems, for a form.",
-    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-}
+_INSPECTED = files(
+    "The verdict; the picture that explains it where `Accept` is image/png; `verdicts`, a list of answers, for a form.",
+    "image/png",
+)
 
 
 class _Inspection:
@@ -231,7 +230,7 @@ def _inspection_routes(inspection: _Inspection, settings: ServeSettings, door: D
         "/inspect",
         summary="Judge an image",
         response_model=Answer,
-        responses=problems(400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 507) | {200: _INSPECTED},
+        responses=problems(400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 507) | _INSPECTED,
         openapi_extra={"requestBody": _REQUEST_BODY},
     )
     async def inspect(

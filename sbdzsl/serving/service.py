@@ -223,13 +223,18 @@ class Crew:
             self._idle.put(inspector)
 
 
+def waited_ms(came: float, loaded: Loaded) -> float:
+    """How long a decoded job that came at `came` has waited until now."""
+    return max(0.0, (time.monotonic() - came) * 1e3 - loaded.decode_ms)
+
+
 def _judge_all(crew: Crew, loaded: Loaded, job: Job, came: float) -> Judged:
-    waited_ms = (time.monotonic() - came) * 1e3 - loaded.decode_ms
+    waited = waited_ms(came, loaded)
     with crew.inspector() as inspector:
         verdict = inspector.decide(loaded, job.rule)
         drawn = job.with_overlay and loaded.image is not None
         overlay = gallery.overlay_png(inspector, loaded, verdict) if drawn else None
-    return Judged(verdict, max(0.0, waited_ms), overlay)
+    return Judged(verdict, waited, overlay)
 
 
 def make_inspector(bundle: Bundle, settings: ServeSettings) -> Inspector:

@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from sbdzsl.cluster import metrics
 from sbdzsl.cluster.metrics import Mirror
 from sbdzsl.serving.observe import Meter
-from tests.cluster.test_serve import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,6 +35,9 @@ class Counting:
 @pytest.fixture
 def port() -> Iterator[int]:
     """Where the metrics of a Ray of its own are."""
+    # Here, for Ray's workers import this module and do not know where that one lies.
+    from serving_process import free_port
+
     found = free_port()
     ray.init(
         address="local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False,

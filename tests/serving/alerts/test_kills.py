@@ -14,9 +14,9 @@ from alert_lab import (
     Receiver,
     Subscriber,
     find_mosquitto,
-    free_port,
     survive_kills,
 )
+from serving_process import free_port
 
 pytestmark = pytest.mark.slow
 KILLS = 3

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_lab import Broker, Subscriber, dispatching, draw_answer, find_mosquitto, free_port, until
+from alert_lab import Broker, Subscriber, dispatching, draw_answer, find_mosquitto, until
+from serving_process import free_port
 
 from sbdzsl.errors import AlertError, ConfigError
 from sbdzsl.serving.alerts import AlertSettings, make_alert

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_lab import OpcUaReader, dispatching, draw_answer, free_port, until
+from alert_lab import OpcUaReader, dispatching, draw_answer, until
 from asyncua import Client, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+from serving_process import free_port
 
 from sbdzsl.errors import AlertError, ConfigError
 from sbdzsl.serving.alerts import Alert, AlertSettings, make_alert

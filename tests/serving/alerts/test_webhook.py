@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_lab import WEBHOOK_SECRET, Receiver, dispatching, draw_answer, free_port, until
+from alert_lab import WEBHOOK_SECRET, Receiver, dispatching, draw_answer, until
+from serving_process import free_port
 
 from sbdzsl.errors import AlertError, ConfigError
 from sbdzsl.serving.alerts import AlertSettings, make_alert
