@@ -51,7 +51,10 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/audit_listing.py
 	$(BIN)/python benchmarks/report_scale.py
 	$(BIN)/python benchmarks/audit_s3.py
+	for study in same hostile faults latency; do $(BIN)/python benchmarks/serve_$$study.py || exit 1; done
 	$(BIN)/python benchmarks/watch_kills.py
+	$(BIN)/python benchmarks/log_crash.py
+	$(BIN)/python benchmarks/page_latency.py
 	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/alert_delivery.py
 	$(BIN)/python benchmarks/readme_table.py

@@ -1,6 +1,6 @@
 """How long it takes from sending an image until an operator sees its verdict and its picture.
 
-    PYTHONPATH=. python benchmarks/page_latency.py        a service and Chromium on this machine, two minutes
+    python benchmarks/page_latency.py        a service and Chromium on this machine, two minutes
 
 Service, camera and browser share the machine and its clock. A verdict counts as seen in the first frame that the
 browser draws with its word in the tile, a picture in the first frame after it is decoded; the answer is the client's.
@@ -17,12 +17,12 @@ from typing import Any
 
 import audit_lab as lab
 import httpx2
+from browser import browser, require_chromium, until
 from record import record
 from selenium.webdriver.remote.webdriver import WebDriver
 from serving_process import serving
 
 from sbdzsl import lake
-from tests.serving.browser import browser, require_chromium, until
 
 SIZE, STUDY = 256, "page_latency"
 

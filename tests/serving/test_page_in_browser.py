@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import browser, require_chromium, until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -16,7 +17,6 @@ from sbdzsl.serving.keys import KeyFile
 from sbdzsl.serving.rules import AlarmSettings
 from sbdzsl.serving.settings import ServeSettings
 from tests.conftest import SEEN, UNSEEN, Trained
-from tests.serving.browser import browser, require_chromium, until
 from tests.serving.running import Running, running
 
 Picture = Callable[..., bytes]
