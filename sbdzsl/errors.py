@@ -142,6 +142,12 @@ class AuditError(SbdzslError):
     }
 
 
+class PipelineError(SbdzslError):
+    """A run of the pipeline was begun with other data or settings, or its folder holds what cannot be trusted."""
+
+    CODES: ClassVar[dict[str, int]] = {"other-run": 409, "damaged-run": 422}
+
+
 class StoppedError(SbdzslError):
     """Work stopped in good order where the user wanted it to: at a limit of time or errors, at a gate."""
 

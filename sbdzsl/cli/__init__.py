@@ -35,6 +35,7 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.pipeline import pipeline
 from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
@@ -245,7 +246,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (train, enrol, retire, groups, serve, watch):
+for verb in (train, pipeline, enrol, retire, groups, serve, watch):
     app.command()(verb)
 
 

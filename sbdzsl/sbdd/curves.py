@@ -13,6 +13,14 @@ from sbdzsl.sbdd.trainer import Progress
 def curves_png(title: str, history: Sequence[Progress]) -> bytes:
     """A PNG: both losses on a logarithmic axis above, average precision on the validation images below."""
     figure = Figure(figsize=(7, 5), layout="constrained")
+    draw_curves(figure, history, title)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def draw_curves(figure: Figure, history: Sequence[Progress], title: str = "") -> None:
+    """Draw the picture of `curves_png` into an empty figure."""
     above, below = figure.subplots(2, sharex=True)
     epochs = [record.epoch for record in history]
     above.plot(epochs, [record.segmentation_loss for record in history], label="map loss")
@@ -31,6 +39,3 @@ def curves_png(title: str, history: Sequence[Progress]) -> bytes:
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()

@@ -103,6 +103,7 @@ CODES = {
         "unsigned",
         "bad-signature",
     },
+    "PipelineError": {"other-run", "damaged-run"},
     "StoppedError": {"too-many-errors", "out-of-time", "gate-refused"},
     "ServiceError": {
         "bad-request",

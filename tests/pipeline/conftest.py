@@ -1,0 +1,76 @@
+"""Runs of the pipeline with a training that takes no time: it brings a bundle that was trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from sbdzsl import bundle as bundles
+from sbdzsl.bundle import Bundle
+from sbdzsl.config import TrainSettings
+from sbdzsl.pipeline import PipelineSettings
+from sbdzsl.pipeline.steps import Outcome, run
+from sbdzsl.registry import Registry
+from tests.conftest import SMALL, UNSEEN, Trained
+from tests.registry.test_gate import equal, worse  # noqa: F401  fixtures
+
+
+@dataclass
+class Lab:
+    """A place for runs; each call is a process that comes to it. `lines` are those of the last call."""
+
+    trained: Trained
+    folder: Path
+    num_trainings: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def registry(self) -> Registry:
+        """The registry that runs promote in."""
+        return Registry(str(self.folder / "registry"))
+
+    def settings(self, out: str = "run", *, promote: bool = True, **changes: Any) -> PipelineSettings:
+        """Of a run that trains what the fixture `trained` was."""
+        registry = self.registry.url if promote else None
+        values = {
+            "manifests": [self.trained.manifest_uri],
+            "out": str(self.folder / out),
+            "unseen": [UNSEEN],
+            "train": SMALL.model_dump(),
+            "promotion": {"registry": registry},
+        }
+        return PipelineSettings.model_validate(values | changes)
+
+    def run(self, settings: PipelineSettings | None = None, bundle_url: str | None = None, by: str = "anna") -> Outcome:
+        """Run the pipeline, whose training brings the bundle at `bundle_url`, by default that of `trained`."""
+        self.lines = []
+
+        def train(manifest: pa.Table, out: str, recipe: TrainSettings) -> Bundle:
+            assert manifest.equals(self.trained.manifest)
+            assert recipe == SMALL
+            self.num_trainings += 1
+            bundles.copy(bundle_url or self.trained.bundle_url, out)
+            return bundles.load(out)
+
+        return run(settings or self.settings(), train, by, "", report=self.lines.append)
+
+    def steps_done(self) -> set[str]:
+        """Steps that the last call has done itself."""
+        return {line.removesuffix(": begins") for line in self.lines if line.endswith(": begins")}
+
+
+@pytest.fixture
+def lab(trained: Trained, tmp_path: Path) -> Lab:
+    """A place for runs of its own."""
+    return Lab(trained, tmp_path)
+
+
+@pytest.fixture
+def page() -> Callable[[Outcome], str]:
+    """The report of a run."""
+    return lambda outcome: Path(outcome.report_url).read_text(encoding="utf-8")
