@@ -79,6 +79,7 @@ def draw_scores(figure: Figure, labels: Labels, scores: Scores, threshold: float
         axes.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator() if tall else MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set(xlabel="defect score (logits)", ylabel="images (log scale)" if tall else "images")
     _finish(figure, axes)
 

@@ -117,12 +117,11 @@ def _promise(threshold: Threshold, asked: float) -> str:
 
 def _misses(held_out: int, tested: int) -> str:
     """What a count of defects could say at best: that none of so many was missed."""
-
-    def at_best(number: int) -> str:
-        found = proportion_range(0, number)
-        return "says nothing of misses" if found is None else f"leaves a miss rate of up to {share(found[1])} open"
-
+    if not tested:
+        return f"Held out: {held_out} defective; tested: none, so that nothing is known of misses."
+    found = proportion_range(0, tested)
+    assert found is not None
     return (
-        f"{held_out} defective images were held out and {tested} tested: to miss none of so many {at_best(held_out)}, "
-        f"and {at_best(tested)}."
+        f"Held out: {held_out} defective; tested: {tested}. To miss none of those tested would still leave a miss "
+        f"rate of up to {share(found[1])} open."
     )

@@ -174,6 +174,7 @@ def write_training_report(
             made=bundle.card["provenance"],
             card=bundle.card,
             digest=bundle.digest,
+            created_at=datetime.fromisoformat(bundle.card["created_at"]),
             router=bundle.router.calibrated,
             changed=list(_changed(bundle.settings)),
             sections=sections,

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sbdzsl.sbdd.trainer import Progress
 
@@ -23,8 +24,8 @@ def draw_curves(figure: Figure, history: Sequence[Progress], title: str = "") ->
     """Draw the picture of `curves_png` into an empty figure."""
     above, below = figure.subplots(2, sharex=True)
     epochs = [record.epoch for record in history]
-    above.plot(epochs, [record.segmentation_loss for record in history], label="map loss")
-    above.plot(epochs, [record.decision_loss for record in history], label="decision loss")
+    above.plot(epochs, [record.segmentation_loss for record in history], label="map loss", marker=".")
+    above.plot(epochs, [record.decision_loss for record in history], label="decision loss", marker=".")
     above.set_yscale("log")
     above.set_ylabel("loss (log scale)")
     above.legend(frameon=False)
@@ -34,6 +35,7 @@ def draw_curves(figure: Figure, history: Sequence[Progress], title: str = "") ->
     below.set_ylim(0, 1.05)
     below.set_ylabel("AP (validation)")
     below.set_xlabel("epoch")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not measured:
         below.text(0.5, 0.5, "no defective validation image", transform=below.transAxes, ha="center")
     for axes in (above, below):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from sbdzsl import bundle as bundles
+from sbdzsl import lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.config import TrainSettings
 from sbdzsl.pipeline import PipelineSettings
@@ -30,6 +32,21 @@ class Lab:
     lines: list[str] = field(default_factory=list)
 
     @property
+    def tested(self) -> str:
+        """A manifest of a few test images of each surface and label."""
+        url = str(self.folder / "few.parquet")
+        if not lake.exists(url):
+            taken: Counter[tuple[str, str]] = Counter()
+            rows = []
+            for row in self.trained.manifest.to_pylist():
+                kind = row["surface"], row["label"]
+                if row["split"] == "test" and taken[kind] < 3:
+                    rows.append(row)
+                    taken[kind] += 1
+            lake.write_manifest(pa.Table.from_pylist(rows, schema=self.trained.manifest.schema), url)
+        return url
+
+    @property
     def registry(self) -> Registry:
         """The registry that runs promote in."""
         return Registry(str(self.folder / "registry"))
@@ -42,6 +59,7 @@ class Lab:
             "out": str(self.folder / out),
             "unseen": [UNSEEN],
             "train": SMALL.model_dump(),
+            "evaluation": {"manifests": [self.tested]},
             "promotion": {"registry": registry},
         }
         return PipelineSettings.model_validate(values | changes)

@@ -31,7 +31,7 @@ def test_from_manifest_to_a_bundle_in_force(lab: Lab, page: Callable[[Outcome], 
     assert record == outcome.record
     assert (record.bundle, record.by, record.forced) == (outcome.digest, "anna", False)
     assert record.gate is not None
-    figures = evaluation.evaluate(lab.trained.bundle, lab.trained.manifest).figures
+    figures = evaluation.evaluate(lab.trained.bundle, lake.read_manifest(lab.tested)).figures
     assert outcome.figures == json.loads(json.dumps(figures))
     rows = {row["figure"]: row["candidate"] for row in record.gate["rows"]}
     assert rows["mean_ap"] == pytest.approx(figures["mean"]["ap"])

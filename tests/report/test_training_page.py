@@ -81,7 +81,7 @@ def test_the_page_says_what_the_figures_say(trained: Trained, write: Write) -> N
             assert formats.score(threshold.value) in said
     assert said.count("in force ") >= len(SEEN)
     assert len(re.findall(r"<svg", page)) == 3 * len(SEEN)
-    assert "train 2026-11-26 00:00:00 UTC 1 min 01 s" in said
+    assert "train 1 min 01 s 2026-11-26 00:00:00 UTC" in said
 
 
 def test_the_page_needs_nothing_beside_itself(write: Write) -> None:
@@ -162,5 +162,5 @@ def test_the_label_budget_counts_and_says_what_follows(trained: Trained) -> None
     assert f"between {formats.share(low)} and {formats.share(high)}" in promise
     assert promise.endswith("49 good ones would be enough.")
     # The rule of three: none of m missed leaves about 3 / m open (95 % two-sided: 3.7 / m).
-    m = threshold.num_defect
-    assert f"leaves a miss rate of up to {formats.share(1 - 0.025 ** (1 / m))} open" in found[SEEN[0]].meaning[2]
+    m = found[SEEN[0]].test.defective
+    assert f"a miss rate of up to {formats.share(1 - 0.025 ** (1 / m))} open" in found[SEEN[0]].meaning[2]
