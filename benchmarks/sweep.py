@@ -3,9 +3,9 @@
     SBDZSL_SHARED=../shared python benchmarks/sweep.py [gate] [vaegan]        about 40 minutes on two cores
 
 Twenty of 25 surfaces are seen, five are unseen (`--unseen`: nothing of the sweep reads them). Two spaces: `gate`
-(ray_configs/tune_sbad.yaml, the default score) and `vaegan` (tune_vaegan.yaml, the paper's score). Each is searched with
-40 trials by the command line; the driver and all below it are killed as soon as 15 trials are finished, and the same
-command is given again. Then the same space is searched without pruning, for the time that pruning saves: seconds that
+(ray_configs/tune_sbad.yaml, the default score) and `vaegan` (tune_vaegan.yaml, the paper's score). Each is searched by
+40 trials of the command line; the driver and all below it are killed as soon as 15 are finished, and the same command
+is given again. Then the same space is searched without pruning, for the time that pruning saves: seconds that
 trials took, summed, for starts and waits do not belong to it.
 
 The settings given and those found then train a router as `sbdzsl train` does (train rows, thresholds from val rows),

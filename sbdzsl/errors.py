@@ -114,7 +114,7 @@ class RegistryError(SbdzslError):
 
 
 class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite, has not trained all, or no trial of a sweep went well."""
+    """A training or a sweep cannot go on, such as at a loss that is not finite, or has not trained what it should."""
 
     CODES: ClassVar[dict[str, int]] = {
         "not-finite": 500,

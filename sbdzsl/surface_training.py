@@ -237,12 +237,11 @@ class TrainedFile:
 def embedded_tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
     """Features and copies by name, for a file of tensors."""
     found = {"features": images.features, "copies": images.copies}
-    return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
+    # Copied: what came through an object store may not be written to, of which torch warns.
+    return {name: torch.from_numpy(value.copy()) for name, value in found.items() if value is not None}
 
 
-def embedded_from(
-    surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None
-) -> EmbeddedImages:
+def embedded_from(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
     """The inverse of `embedded_tensors`."""
     features, copies = tensors["features"].numpy(), tensors.get("copies")
     return EmbeddedImages(features, [surface] * len(features), groups, None if copies is None else copies.numpy())

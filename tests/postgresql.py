@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the machine's own package, for tests: on loopback, of an unprivileged user, gone afterwards."""
+"""A PostgreSQL server of the machine's own package, for tests: on loopback, of an unprivileged user."""
 
 from __future__ import annotations
 

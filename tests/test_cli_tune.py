@@ -1,4 +1,4 @@
-"""How `sbdzsl tune` reads what is searched, and hands it to a cluster; what a cluster makes of it is in tests/cluster."""
+"""How `sbdzsl tune` reads what is searched, and hands it to a cluster; what that makes of it is in tests/cluster."""
 
 from __future__ import annotations
 

@@ -37,9 +37,7 @@ def tune(
     ] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; else one for each data and settings.")] = None,
     seed: Seed = 0,
-    unseen: Annotated[
-        list[str] | None, typer.Option(help="Surface that takes no part, may be given again.")
-    ] = None,
+    unseen: Annotated[list[str] | None, typer.Option(help="Surface that takes no part, may be given again.")] = None,
     address: Annotated[str | None, typer.Option(help="host:6379 of a cluster; else RAY_ADDRESS, else here.")] = None,
     submit: Annotated[
         str | None, typer.Option(help="Dashboard of a cluster, http://head:8265: run there as a job, and follow it.")

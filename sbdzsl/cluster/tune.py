@@ -100,10 +100,11 @@ def sweep_on_cluster(
     """
     stop_at = time.monotonic() + 60 * sweep.max_minutes
     space, out = distributions(sweep, base), lake.absolute_url(out)
+    url = _storage_url(sweep, out)
     needed = with_what_is_needed(base) if sweep.stage == "sbad" else base
     plan = plan_training(manifest, lake.join(out, "features"), needed, seed, unseen)
     given = values_of(base, space)
-    with open_study(_storage_url(sweep, out), sweep, space, _purpose(plan, sweep), given, seed, report) as study:
+    with open_study(url, sweep, space, _purpose(plan, sweep), given, seed, report) as study:
         if num_done := study.num_finished:
             report(f"going on: {num_done} of {sweep.trials} trials of {study.study.study_name} are finished")
         if study.num_missing:
@@ -176,6 +177,8 @@ def run_trials(
 
     Raises what the study raises, such as `LakeError`.
     """
+    if time.monotonic() >= stop_at:
+        return
     driver = _Driver(study, crew.num_actors, stop_at, report)
     trainable = tune.with_parameters(_run_trial, bench=bench, base=base, threads=crew.threads)
     with tempfile.TemporaryDirectory(prefix="sbdzsl-tune-") as folder, _quiet_tune():

@@ -202,9 +202,7 @@ class DetectorBench:
         surface = self.steps[step]
         # What cannot be read was left out, and told, before the first trial.
         data = load_surface(surface, self.surfaces[surface].samples, None, settings.image, lambda _: None)
-        fitted = fit_detector(
-            data.train, data.val, settings.detector_for(surface), self.seed, device=self.device
-        )
+        fitted = fit_detector(data.train, data.val, settings.detector_for(surface), self.seed, device=self.device)
         ap = average_precision(fitted.val_labels, fitted.val_scores)
         if ap is None:
             raise DataError("too-few-images", f"{surface}: no defective validation image is left, so there is no AP")

@@ -106,8 +106,5 @@ class FeatureFile:
         if (found := self._file.load()) is None:
             return None
         groups: Mapping[str, Sequence[str] | None] = found.state["groups"]
-        train, val = (
-            embedded_from(self._surface, found.tensors[name], groups[name]) for name in ("train", "val")
-        )
+        train, val = (embedded_from(self._surface, found.tensors[name], groups[name]) for name in ("train", "val"))
         return EmbeddedSurface(train, val, found.state["attributes"])
-

@@ -59,14 +59,17 @@ class SweepResult:
 def write_results(study: SweepStudy, base: TrainSettings, out: str) -> SweepResult:
     """Write `recipe.yaml`, `study.json`, `trials.csv` and two plots to the folder or URL `out`.
 
-    The best trial is the one with the highest H or AP; of several, the quickest to judge. Raises `TrainingError`
+    The best trial is the one with the highest H or AP; of several, the quickest to judge where that is an objective,
+    and else the first, which may be the settings given. Raises `TrainingError`
     "trials-failed" where no trial was completed.
     """
     trials = [one for one in study.study.get_trials(deepcopy=False) if one.state != TrialState.WAITING]
     complete = [one for one in trials if one.state == TrialState.COMPLETE]
     if not complete:
-        raise TrainingError("trials-failed", "no trial was completed, so there are no best settings; see the lines above")
-    best = max(complete, key=lambda one: (one.values[0], -one.user_attrs["latency_ms"], -one.number))
+        raise TrainingError(
+            "trials-failed", "no trial was completed, so there are no best settings; see the lines above"
+        )
+    best = max(complete, key=lambda one: (one.values[0], *(-value for value in one.values[1:]), -one.number))
     recipe, rows = applied(base, best.params), tuple(_row(one) for one in trials)
     summary = _summary(study, trials, complete, best)
     files: dict[str, bytes] = {

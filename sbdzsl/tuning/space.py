@@ -46,6 +46,10 @@ TUNABLE: Mapping[Stage, frozenset[str]] = {
 }
 
 
+def _is_whole(number: float) -> bool:
+    return math.isclose(number, round(number), abs_tol=1e-9)
+
+
 class Parameter(Settings):
     """How one setting varies: from `low` to `high`, both included, or among `choices`."""
 
@@ -214,7 +218,3 @@ def _refuse_idle(sweep: SweepSettings, base: TrainSettings) -> None:
             f"space: {', '.join(idle)}: decides nothing where router.score is {', '.join(map(str, scores))}; set "
             "router.score in --config, or let it vary",
         )
-
-
-def _is_whole(number: float) -> bool:
-    return math.isclose(number, round(number), abs_tol=1e-9)

@@ -22,7 +22,7 @@ from sbdzsl.cluster.session import Crew
 from sbdzsl.cluster.tune import run_trials, tune_on_cluster
 from sbdzsl.config import TrainSettings, load
 from sbdzsl.errors import AuditError, ConfigError, StoppedError
-from sbdzsl.tuning import SweepSettings, outcomes
+from sbdzsl.tuning import SweepSettings
 from tests.conftest import SMALL, UNSEEN, Trained
 from tests.tuning.benches import BASE, Formula, opened, sweep
 from tests.tuning.test_bench import with_lost_files
@@ -152,10 +152,3 @@ def test_a_killed_sweep_goes_on_by_the_same_command(trained: Trained, tmp_path: 
     assert len(finished) == len({json.dumps(one.params) for one in finished}) == 8
     assert TrialState.RUNNING not in {one.state for one in after.values()}
     assert load(TrainSettings, out / "recipe.yaml").router.hidden == SMALL.router.hidden
-
-
-def test_a_bench_in_a_process_of_tunes_says_what_it_says_here(local_ray: None, tmp_path: Path) -> None:
-    with opened(tmp_path / "j", sweep(trials=1)) as study:
-        run_trials(Formula(), BASE, study, CREW, time.monotonic() + 300, lambda _: None)
-    (found,) = trials_of(tmp_path / "j")
-    assert found.values == [list(outcomes(Formula(), BASE))[-1].value]

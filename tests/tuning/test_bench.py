@@ -100,12 +100,12 @@ def test_images_of_one_group_cannot_set_a_threshold_and_be_judged() -> None:
         one = surfaces[name]
         surfaces[name] = replace(one, val=EmbeddedImages(one.val.features[:0], []))
     with pytest.raises(DataError, match="are of one group; at least two are needed"):
-        RouterBench.build(
-            surfaces | {first: surfaces[first]}, standard_attributes(), 3, seed=0
-        )
+        RouterBench.build(surfaces | {first: surfaces[first]}, standard_attributes(), 3, seed=0)
 
 
-def plan_of(manifest: pa.Table, out: Path, settings: TrainSettings = SMALL, unseen: tuple[str, ...] = (UNSEEN,)) -> TrainingPlan:
+def plan_of(
+    manifest: pa.Table, out: Path, settings: TrainSettings = SMALL, unseen: tuple[str, ...] = (UNSEEN,)
+) -> TrainingPlan:
     return plan_training(manifest, str(out), with_what_is_needed(settings), 0, unseen)
 
 

@@ -83,7 +83,7 @@ def test_a_score_that_varies_lets_vary_what_decides_under_each() -> None:
 
 
 def test_two_objectives_are_not_pruned() -> None:
-    with pytest.raises(ConfigError, match="latency: .*set pruning to false"):
+    with pytest.raises(ConfigError, match=r"latency: .*set pruning to false"):
         parse(SweepSettings, {"latency": True}, "sweep.yaml")
     assert parse(SweepSettings, {"latency": True, "pruning": False}, "sweep.yaml").latency
 
