@@ -15,6 +15,7 @@ which is judged on the test rows of the seen surfaces and on all images of the u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages, fit_router
 
 KEPT = audit_lab.ROOT / "runs" / "sweep"
-TRIALS, KILL_AT, NUM_UNSEEN = 40, 15, 5
+TRIALS, KILL_AT, NUM_UNSEEN, STARTS = 40, 15, 5, 4
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: Space -> its file, and the settings that it starts from.
 SPACES = {
@@ -72,12 +73,13 @@ def main(argv: list[str] | None = None) -> int:
         shutil.rmtree(KEPT / f"{space}-unpruned", ignore_errors=True)
         figures: dict[str, Any] = {"unseen": unseen, "seen": len(names) - len(unseen), "images": len(samples)}
         figures["pruned"] = killed_and_gone_on(space, manifest, unseen)
-        figures["unpruned"] = searched(space, manifest, unseen, "-unpruned", "pruning: false")
-        saved = 1 - figures["pruned"]["trial_seconds"] / figures["unpruned"]["trial_seconds"]
-        figures["share_of_time_saved_by_pruning"] = round(saved, 3)
         recipe = load(TrainSettings, KEPT / space / "recipe.yaml")
         for name, settings in {"given": SPACES[space][1], "found": recipe}.items():
             figures[f"test, {name}"] = tested(settings.router, samples, features, unseen)
+        audit_lab.extend_record("sweep", space, figures)
+        figures["unpruned"] = searched(space, manifest, unseen, "-unpruned", "pruning: false")
+        saved = 1 - figures["pruned"]["trial_seconds"] / figures["unpruned"]["trial_seconds"]
+        figures["share_of_time_saved_by_pruning"] = round(saved, 3)
         print(json.dumps(figures, indent=2), flush=True)
         audit_lab.extend_record("sweep", space, figures)
     return 0
@@ -106,16 +108,12 @@ def killed_and_gone_on(space: str, manifest: Path, unseen: Sequence[str]) -> dic
     """The driver killed at so many finished trials; what the study held then, and in the end."""
     out = KEPT / space
     words = command(space, manifest, unseen, out)
-    process = start(words)
-    assert process.stdout is not None
     finished = 0
-    for line in process.stdout:
-        print(line, end="", flush=True)
-        finished += " complete: " in line or " pruned after " in line
-        if finished >= KILL_AT:
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with contextlib.closing(lines_of(words)) as lines:
+        for line in lines:
+            finished += " complete: " in line or " pruned after " in line
+            if finished >= KILL_AT:
+                break
     at_kill = trials_of(out)
     known = {one.number: (one.values, one.params) for one in at_kill if one.state in FINISHED}
     figures = searched(space, manifest, unseen, "")
@@ -134,12 +132,8 @@ def searched(space: str, manifest: Path, unseen: Sequence[str], suffix: str, *mo
     if suffix:  # features are the same, and to read them is not what is compared
         shutil.copytree(KEPT / space / "features", out / "features")
     started = time.perf_counter()
-    process = start(command(space, manifest, unseen, out, *more))
-    assert process.stdout is not None
-    for line in process.stdout:
-        print(line, end="", flush=True)
-    if process.wait():
-        sys.exit(f"{space}{suffix} ended with {process.returncode}")
+    for _ in lines_of(command(space, manifest, unseen, out, *more)):
+        pass
     wall = time.perf_counter() - started
     summary = json.loads((out / "study.json").read_text())
     finished = [one for one in trials_of(out) if one.state in FINISHED]
@@ -154,9 +148,26 @@ def searched(space: str, manifest: Path, unseen: Sequence[str], suffix: str, *mo
     }
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[str]:
-    environment = audit_lab.environment(OMP_NUM_THREADS="1")
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+def lines_of(words: Sequence[str]) -> Generator[str, None, None]:
+    """Run a command and give its lines; who takes no more of them kills it and all below it, as a power cut would.
+
+    On a busy machine Ray may miss its thirty seconds to start; then it is started again.
+    """
+    for _ in range(STARTS):
+        environment = audit_lab.environment(OMP_NUM_THREADS="1")
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                yield line
+        except GeneratorExit:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if process.wait() == 0:
+            return
+    sys.exit(f"{words} ended with {process.returncode}")
 
 
 def trials_of(out: Path) -> list[FrozenTrial]:

@@ -64,7 +64,11 @@ Prepared = EmbeddedSurface | LabelledSurface | None
 T = TypeVar("T")
 
 #: Ray Tune writes and prints nothing of its own, and Ctrl-C ends it as it ends everything else.
-_QUIET_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+_QUIET_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 
 
 def tune_on_cluster(

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sbdzsl.cluster.session import Crew
 from sbdzsl.cluster.tune import run_trials, tune_on_cluster
-from sbdzsl.config import TrainSettings, load
+from sbdzsl.config import DetectorSettings, TrainSettings, load
 from sbdzsl.errors import AuditError, ConfigError, StoppedError
 from sbdzsl.tuning import SweepSettings
 from tests.conftest import SMALL, UNSEEN, Trained
@@ -68,6 +68,20 @@ def test_a_sweep_ends_in_a_recipe_and_is_not_run_twice(local_ray: None, trained:
     assert again(trained.manifest) == recipe
     assert lines[0].startswith("going on: 5 of 5 trials of sbad-")
     assert len(lines) == 2
+
+
+def test_detectors_are_tuned_by_their_validation_ap(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+    space = {"detector.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
+    settings = SweepSettings.model_validate({"stage": "sbdd", "space": space, "trials": 2})
+    base = SMALL.model_copy(update={"detector": DetectorSettings(epochs=1, width=0.5)})
+    lines = list[str]()
+    recipe = tune_on_cluster(trained.manifest, str(tmp_path), base, settings, 0, (UNSEEN,), report=lines.append)
+    assert "2 trials to go, of 3 surfaces each; 2 at once on 1 CPU, cpu" in lines
+    assert 1e-3 <= recipe.detector.learning_rate <= 1e-2
+    assert recipe.detector.width == 0.5
+    first = trials_of(tmp_path / "study.journal")[0]
+    assert (first.params, first.state) == ({"detector.learning_rate": 3e-3}, TrialState.COMPLETE)
+    assert 0 < first.values[0] <= 1
 
 
 def test_each_end_of_a_trial_is_in_the_study(local_ray: None, tmp_path: Path) -> None:
