@@ -114,13 +114,14 @@ class RegistryError(SbdzslError):
 
 
 class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite, or has not trained all surfaces."""
+    """A training or a sweep cannot go on, such as at a loss that is not finite, or has not trained what it should."""
 
     CODES: ClassVar[dict[str, int]] = {
         "not-finite": 500,
         "weights-missing": 500,
         "surfaces-failed": 500,
         "workers-failed": 500,
+        "trials-failed": 500,
     }
 
 

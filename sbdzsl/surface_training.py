@@ -204,7 +204,7 @@ class TrainedFile:
         """Write it, whole or not at all. Raises `LakeError`."""
         data = trained.data
         embedded = {"train": data.train_embedded, "val": data.val_embedded}
-        tensors = {name: _tensors(images) for name, images in embedded.items()}
+        tensors = {name: embedded_tensors(images) for name, images in embedded.items()}
         state = {
             "surface": data.surface,
             "groups": {name: images.groups and list(images.groups) for name, images in embedded.items()},
@@ -226,8 +226,8 @@ class TrainedFile:
             surface=state["surface"],
             train=(),
             val=(),
-            train_embedded=_embedded(state["surface"], tensors["train"], state["groups"]["train"]),
-            val_embedded=_embedded(state["surface"], tensors["val"], state["groups"]["val"]),
+            train_embedded=embedded_from(state["surface"], tensors["train"], state["groups"]["train"]),
+            val_embedded=embedded_from(state["surface"], tensors["val"], state["groups"]["val"]),
             val_appearances=tuple(Appearance(**one) for one in state["appearances"]),
             val_defective=tuple(state["defective"]),
             skipped=tuple(state["skipped"]),
@@ -237,12 +237,15 @@ class TrainedFile:
         return TrainedSurface(data, detector, state["attributes"])
 
 
-def _tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
+def embedded_tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
+    """Features and copies by name, for a file of tensors."""
     found = {"features": images.features, "copies": images.copies}
-    return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
+    # Copied: what came through an object store may not be written to, of which torch warns.
+    return {name: torch.from_numpy(value.copy()) for name, value in found.items() if value is not None}
 
 
-def _embedded(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
+def embedded_from(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
+    """The inverse of `embedded_tensors`."""
     features, copies = tensors["features"].numpy(), tensors.get("copies")
     return EmbeddedImages(features, [surface] * len(features), groups, None if copies is None else copies.numpy())
 

@@ -1,4 +1,4 @@
-"""The pipeline with its trainings on a cluster; all other steps run in the driver."""
+"""The pipeline with its sweep and its training on a cluster; all other steps run in the driver."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from sbdzsl.bundle import Bundle
 from sbdzsl.cluster.train import train_on_cluster
+from sbdzsl.cluster.tune import tune_on_cluster
 from sbdzsl.config import TrainSettings
 from sbdzsl.pipeline import PipelineSettings
 from sbdzsl.pipeline.steps import Outcome, run
@@ -20,7 +21,7 @@ def run_on_cluster(
 ) -> Outcome:
     """As `pipeline.steps.run`, the surfaces side by side; a run that has trained already starts no Ray.
 
-    Raises as that, and as `train_on_cluster`.
+    Raises as that, and as `train_on_cluster` and `tune_on_cluster`.
     """
 
     def train(manifest: pa.Table, out: str, recipe: TrainSettings) -> Bundle:
@@ -36,4 +37,10 @@ def run_on_cluster(
             report=report,
         )
 
-    return run(settings, train, by, reason, report=report)
+    def tune(manifest: pa.Table, out: str, base: TrainSettings) -> TrainSettings:
+        assert settings.tune is not None
+        return tune_on_cluster(
+            manifest, out, base, settings.tune, settings.seed, settings.unseen, address=address, report=report
+        )
+
+    return run(settings, train, by, reason, report=report, tune=tune)

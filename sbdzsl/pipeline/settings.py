@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from sbdzsl.config import POLICY_FORMS, ClusterSettings, RuleSetting, Settings, TrainSettings
+from sbdzsl.tuning import SweepSettings
 
 
 class EvaluationSettings(Settings):
@@ -26,7 +27,8 @@ class PromotionSettings(Settings):
 class PipelineSettings(Settings):
     """Everything `sbdzsl pipeline --config` accepts.
 
-    What the bundle and its figures follow from is fixed for a run: all but `out`, `cluster` and `promotion`.
+    What the bundle and its figures follow from is fixed for a run: all but `out`, `cluster`,
+    `promotion`, and how `tune` is run.
     """
 
     manifests: tuple[str, ...] = Field((), description="Parquet; train on train and val rows")
@@ -34,6 +36,9 @@ class PipelineSettings(Settings):
     unseen: tuple[str, ...] = Field((), description="surfaces that are left out of training")
     seed: int = Field(0, description="same seed, same result")
     train: TrainSettings = TrainSettings()
+    tune: SweepSettings | None = Field(
+        None, description="on a cluster: a sweep that starts from `train`; none: no sweep"
+    )
     allow_missing: bool = Field(False, description="on a cluster: a bundle without the surfaces that failed")
     evaluation: EvaluationSettings = EvaluationSettings()
     promotion: PromotionSettings = PromotionSettings()

@@ -1,8 +1,9 @@
 """The steps of a run, in order, each done once.
 
-    train -> evaluate -> gate -> promote -> report
+    tune -> train -> evaluate -> gate -> promote -> report
 
-Where there is no registry, gate and promotion are left out; the report is written in any case, and says why.
+Without a sweep there is no tuning, without a registry neither gate nor promotion; the report is written in any case,
+and says why.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 from sbdzsl import __version__, evaluation, lake
 from sbdzsl import bundle as bundles
 from sbdzsl.bundle import Bundle
-from sbdzsl.config import TrainSettings
+from sbdzsl.config import TrainSettings, parse
 from sbdzsl.datasets.sample import samples_from_table
 from sbdzsl.detector_figures import SurfaceScores
 from sbdzsl.errors import BundleError, ConfigError, DataError, PipelineError
@@ -30,8 +31,13 @@ from sbdzsl.surface_training import remove_unfinished
 
 #: Trains on a manifest into a URL, going on from what a killed training left there.
 Train = Callable[[pa.Table, str, TrainSettings], Bundle]
+#: Searches settings on a manifest, starting from those given, and leaves what it found at a URL.
+Tune = Callable[[pa.Table, str, TrainSettings], TrainSettings]
 
-BUNDLE, EVALUATION, REPORT = "bundle", "evaluation", "report.html"
+SWEEP, BUNDLE, EVALUATION, REPORT = "tune", "bundle", "evaluation", "report.html"
+
+#: Settings of a sweep that its result does not follow from.
+HOW_A_SWEEP_IS_RUN = {"concurrent", "cpus_per_trial", "gpus_per_trial", "max_minutes", "max_failed", "storage", "study"}
 
 #: Judged images between two lines of progress.
 IMAGES_A_LINE = 500
@@ -55,7 +61,13 @@ class Outcome:
 
 
 def run(
-    settings: PipelineSettings, train: Train, by: str, reason: str = "", device: str = "cpu", report: Report = print
+    settings: PipelineSettings,
+    train: Train,
+    by: str,
+    reason: str = "",
+    device: str = "cpu",
+    report: Report = print,
+    tune: Tune | None = None,
 ) -> Outcome:
     """Do what is not done yet of a run, and write its report.
 
@@ -65,10 +77,12 @@ def run(
     """
     if settings.out is None or not settings.manifests:
         raise ConfigError("bad-config", "a run needs the manifests to train on, and a folder or URL `out` of its own")
+    if settings.tune is not None and tune is None:
+        raise ConfigError("bad-config", "tune: a sweep runs on a cluster; give --cluster, or leave it out")
     tables = _Tables.read(settings)
     folder = RunFolder(settings.out, report)
     folder.begin(_purpose(settings, tables), _said(settings))
-    steps = _Steps(settings, tables, folder, train, device, report)
+    steps = _Steps(settings, tables, folder, train, tune, device, report)
     return steps.run(by, reason)
 
 
@@ -115,6 +129,7 @@ def _purpose(settings: PipelineSettings, tables: _Tables) -> dict[str, Any]:
         "seed": settings.seed,
         "allow_missing": settings.allow_missing,
         "train": settings.train.model_dump(mode="json"),
+        "tune": settings.tune and settings.tune.model_dump(mode="json", exclude=HOW_A_SWEEP_IS_RUN),
         "evaluation": settings.evaluation.model_dump(mode="json", exclude={"manifests"}),
     }
 
@@ -132,11 +147,12 @@ class _Steps:
     tables: _Tables
     folder: RunFolder
     train: Train
+    tune: Tune | None
     device: str
     report: Report
 
     def run(self, by: str, reason: str) -> Outcome:
-        trained = self._train()
+        trained = self._train(self._recipe())
         bundle = self._bundle(trained)
         evaluated = self._evaluate(bundle, trained)
         figures, scores = evaluation.read(
@@ -155,27 +171,41 @@ class _Steps:
             report_url=self.folder.path(REPORT),
         )
 
-    def _train(self) -> StepRecord:
-        url, settings = self.folder.path(BUNDLE), self.settings
+    def _recipe(self) -> TrainSettings:
+        """The settings to train by: those of the run, or the best that a sweep finds from there."""
+        base, tune = self.settings.train, self.tune
+        if self.settings.tune is None or tune is None:
+            return base
+
+        def work() -> dict[str, Any]:
+            found = tune(self.tables.training, self.folder.path(SWEEP), base)
+            return {"recipe": found.model_dump(mode="json")}
+
+        sweep = self.settings.tune.model_dump(mode="json", exclude=HOW_A_SWEEP_IS_RUN)
+        went_in = {"manifest": gate.digest_of(self.tables.training), "settings": _digest(base), "sweep": sweep}
+        return parse(TrainSettings, self.folder.step("tune", went_in, work).came_out["recipe"], "recipe")
+
+    def _train(self, recipe: TrainSettings) -> StepRecord:
+        url = self.folder.path(BUNDLE)
 
         def work() -> dict[str, Any]:
             # A bundle without a record is that of a start that died between the two.
             if not bundles.exists(url):
-                self.train(self.tables.training, url, settings.train)
+                self.train(self.tables.training, url, recipe)
             card = bundles.read_card(url)
-            self._require_ours(card)
+            self._require_ours(card, recipe)
             remove_unfinished(url, card["detectors"])
             missing = card["provenance"].get("missing", {})
             return {"bundle": bundles.digest_of(card), "surfaces": sorted(card["detectors"]), "missing": missing}
 
-        went_in = {"manifest": gate.digest_of(self.tables.training), "settings": _digest(settings.train)}
+        went_in = {"manifest": gate.digest_of(self.tables.training), "settings": _digest(recipe)}
         return self.folder.step("train", went_in, work, lambda: bundles.exists(url))
 
-    def _require_ours(self, card: Mapping[str, Any]) -> None:
+    def _require_ours(self, card: Mapping[str, Any], recipe: TrainSettings) -> None:
         """Raises `BundleError` where somebody else has put a bundle into the run's folder."""
         made, settings = card["provenance"], self.settings
         found = (made.get("data_digest"), made.get("seed"), made.get("held_out_as_unseen"), card["settings"])
-        dumped = settings.train.model_dump(mode="json")
+        dumped = recipe.model_dump(mode="json")
         if found != (gate.digest_of(self.tables.training), settings.seed, sorted(settings.unseen), dumped):
             raise BundleError(
                 "bundle-exists",
@@ -329,6 +359,7 @@ class _Steps:
             evaluation=self.tables.evaluation,
             policy=self.settings.evaluation.policy,
             steps=times,
+            sweep=self.folder.path(SWEEP) if self.settings.tune is not None else None,
             outcome=self.folder.last,
             promotion=None
             if chosen.registry is None

@@ -72,7 +72,8 @@ class TrainingFacts:
     """What a training was asked for, and what happened. `promotion` is None where no registry was named.
 
     `training` and `evaluation` are the manifests; `policy` is the one that the figures are at, None the bundle's own.
-    `outcome` stands for what the page tells of: it is noted in the page, unseen.
+    `sweep` is where the sweep that found the settings lies, None if there was none. `outcome` stands for what the page
+    tells of: it is noted in the page, unseen.
     """
 
     run: str
@@ -84,6 +85,7 @@ class TrainingFacts:
     evaluation: pa.Table
     policy: ThresholdRule | None
     steps: tuple[StepTime, ...]
+    sweep: str | None
     outcome: str
     promotion: Promotion | None
 

@@ -69,7 +69,7 @@ def test_each_code_and_figure_of_a_registry_is_in_its_manual() -> None:
 
 def test_each_code_and_step_of_the_pipeline_is_in_its_manual() -> None:
     manual = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
-    for word in (*errors.PipelineError.CODES, "train", "evaluate", "gate", "promote", "report"):
+    for word in (*errors.PipelineError.CODES, "tune", "train", "evaluate", "gate", "promote", "report"):
         assert f"`{word}`" in manual, word
 
 

@@ -16,7 +16,7 @@ from sbdzsl import lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.config import TrainSettings
 from sbdzsl.pipeline import PipelineSettings
-from sbdzsl.pipeline.steps import Outcome, run
+from sbdzsl.pipeline.steps import Outcome, Tune, run
 from sbdzsl.registry import Registry
 from tests.conftest import SMALL, UNSEEN, Trained
 from tests.registry.test_gate import equal, worse  # noqa: F401  fixtures
@@ -64,7 +64,9 @@ class Lab:
         }
         return PipelineSettings.model_validate(values | changes)
 
-    def run(self, settings: PipelineSettings | None = None, bundle_url: str | None = None, by: str = "anna") -> Outcome:
+    def run(
+        self, settings: PipelineSettings | None = None, bundle_url: str | None = None, tune: Tune | None = None
+    ) -> Outcome:
         """Run the pipeline, whose training brings the bundle at `bundle_url`, by default that of `trained`."""
         self.lines = []
 
@@ -75,7 +77,7 @@ class Lab:
             bundles.copy(bundle_url or self.trained.bundle_url, out)
             return bundles.load(out)
 
-        return run(settings or self.settings(), train, by, "", report=self.lines.append)
+        return run(settings or self.settings(), train, "anna", report=self.lines.append, tune=tune)
 
     def steps_done(self) -> set[str]:
         """Steps that the last call has done itself."""

@@ -13,10 +13,11 @@ import pytest
 
 from sbdzsl import bundle as bundles
 from sbdzsl import evaluation, lake
+from sbdzsl.config import TrainSettings
 from sbdzsl.errors import BundleError, ConfigError, DataError, PipelineError, StoppedError
 from sbdzsl.pipeline import PipelineSettings
 from sbdzsl.pipeline.steps import Outcome
-from tests.conftest import UNSEEN
+from tests.conftest import SMALL, UNSEEN
 from tests.pipeline.conftest import Lab
 
 STEPS = {"train", "evaluate", "gate", "promote", "report"}
@@ -208,3 +209,30 @@ def test_the_report_is_written_again_where_it_is_gone(lab: Lab) -> None:
     Path(outcome.report_url).unlink()
     lab.run(lab.settings(promote=False))
     assert UNSEEN in Path(outcome.report_url).read_text()
+
+
+def test_a_sweep_comes_first_and_its_recipe_is_trained_by(lab: Lab, page: Callable[[Outcome], str]) -> None:
+    """The sweep itself is in tests/cluster: here it finds the settings that the bundle was trained by."""
+    swept: list[str] = []
+    base = SMALL.model_copy(update={"detector": SMALL.detector.model_copy(update={"epochs": 9})})
+
+    def tune(manifest: pa.Table, out: str, given: TrainSettings) -> TrainSettings:
+        assert given == base
+        swept.append(out)
+        return SMALL
+
+    def asked(**sweep: Any) -> PipelineSettings:
+        return lab.settings(promote=False, train=base.model_dump(), tune={"trials": 3, **sweep})
+
+    outcome = lab.run(asked(), tune=tune)
+    assert lab.steps_done() == {"tune", "train", "evaluate", "report"}
+    assert outcome.digest == lab.trained.bundle.digest
+    assert swept == [str(lab.folder / "run" / "tune")]
+    assert f"<code>{swept[0]}</code>" in page(outcome)
+    assert lab.run(asked(concurrent=2), tune=tune) == outcome
+    assert lab.steps_done() == set(), "how it is run changes nothing"
+    with pytest.raises(PipelineError, match=r"tune\.trials: 3 then, 4 now"):
+        lab.run(asked(trials=4), tune=tune)
+    with pytest.raises(ConfigError, match="a sweep runs on a cluster"):
+        lab.run(asked())
+    assert len(swept) == 1

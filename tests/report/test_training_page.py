@@ -35,6 +35,7 @@ def facts_of(trained: Trained, policy: ThresholdRule | None = None) -> TrainingF
         evaluation=trained.manifest,
         policy=policy,
         steps=(StepTime("train", datetime(2026, 11, 26, tzinfo=timezone.utc), 61.0),),
+        sweep=None,
         outcome="0f",
         promotion=None,
     )
