@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test broker prometheus lint types bench sbom clean
+.PHONY: setup demo test broker prometheus postgresql lint types bench sbom clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,7 +20,10 @@ broker:  ## the MQTT broker that tests of alerts publish to; where Debian's is n
 prometheus:  ## what alert rules are tested by, and what the local stack runs; where it is not to be had those tests are skipped, and say so
 	command -v promtool >/dev/null || (apt-get update && apt-get install -y --no-install-recommends prometheus) || true
 
-test: setup broker prometheus  ## the whole test suite, real Ray included
+postgresql:  ## the database server that a sweep is kept in by a test; where Debian's is not to be had it is skipped, and says so
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update && apt-get install -y --no-install-recommends postgresql) || true
+
+test: setup broker prometheus postgresql  ## the whole test suite, real Ray included
 	$(BIN)/python -m pytest
 
 lint: setup types  ## style, types and the walls between packages; a cache would miss what a new module changes elsewhere
@@ -42,6 +45,7 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/router_latency.py
 	$(BIN)/python benchmarks/enrolment.py --seeds 2
 	$(BIN)/python benchmarks/sbad_read_out.py
+	$(BIN)/python benchmarks/sweep.py
 	for study in cells parts length time yardsticks; do $(BIN)/python benchmarks/sbad_paper.py $$study || exit 1; done
 	$(BIN)/python benchmarks/first_slice.py
 	$(BIN)/python benchmarks/audit_efficiency.py

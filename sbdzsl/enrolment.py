@@ -24,7 +24,6 @@ from sbdzsl.sbad.attributes import load_attributes
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.enrolment import Claim, LeftOut
-from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.surface_training import (
     Report,
     SurfaceData,
@@ -32,6 +31,7 @@ from sbdzsl.surface_training import (
     load_surface,
     train_detector,
     training_file,
+    write_curves,
 )
 from sbdzsl.training import make_reference
 
@@ -110,7 +110,7 @@ def enrol(
     entry, history = train_detector(
         data, bundle.settings.detector_for(surface), seed, device, report, checkpoint_url=checkpoint
     )
-    lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
+    write_curves(out, surface, history)
     references = {**bundle.references, surface: make_reference(data, _good_scores(data, left_out))}
     detectors = {**bundle.detectors, surface: entry}
     saved = _save(bundle, out, router, detectors, references, step, _counted(bundle, data))

@@ -114,13 +114,14 @@ class RegistryError(SbdzslError):
 
 
 class TrainingError(SbdzslError):
-    """A training cannot go on, such as at a loss that is not finite, or has not trained all surfaces."""
+    """A training or a sweep cannot go on, such as at a loss that is not finite, or has not trained what it should."""
 
     CODES: ClassVar[dict[str, int]] = {
         "not-finite": 500,
         "weights-missing": 500,
         "surfaces-failed": 500,
         "workers-failed": 500,
+        "trials-failed": 500,
     }
 
 
@@ -140,6 +141,12 @@ class AuditError(SbdzslError):
         "stalled": 500,
         "crashing": 500,
     }
+
+
+class PipelineError(SbdzslError):
+    """A run of the pipeline was begun with other data or settings, or its folder holds what cannot be trusted."""
+
+    CODES: ClassVar[dict[str, int]] = {"other-run": 409, "damaged-run": 422}
 
 
 class StoppedError(SbdzslError):

@@ -7,6 +7,7 @@ user of the whole system gets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from sbdzsl import lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.config import ThresholdRule
 from sbdzsl.datasets.sample import Sample, samples_from_table
@@ -24,9 +26,12 @@ from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import auroc, zero_shot_figures
 from sbdzsl.robustness import robustness
 from sbdzsl.runtime import Runtime
-from sbdzsl.verdict import Verdict
+from sbdzsl.verdict import Verdict, to_parquet
 
 BUDGETS = (0.02, 0.05)
+
+#: What `write` leaves.
+FILES = (FIGURES, VERDICTS, SCORES) = ("figures.json", "verdicts.parquet", "scores.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,34 @@ def evaluate(
         for surface, found in scores.items():
             figures["surfaces"][surface]["robustness"] = _robustness(inspector, surface, found, seed)
     return Evaluation(figures, tuple(one.verdict for one in judged), dict(sorted(scores.items())))
+
+
+def write(found: Evaluation, url: str) -> None:
+    """Keep an evaluation as `FILES` in the folder or URL `url`. Raises `LakeError`."""
+    scores = {
+        surface: {sample.image_id: raw for sample, raw in zip(one.samples, one.raw, strict=True)}
+        for surface, one in found.scores.items()
+    }
+    lake.write_bytes(lake.join(url, VERDICTS), to_parquet(found.verdicts))
+    for name, values in ((SCORES, scores), (FIGURES, found.figures)):
+        lake.write_bytes(lake.join(url, name), json.dumps(values, indent=2, allow_nan=False).encode())
+
+
+def read(
+    url: str, bundle: Bundle, manifest: pa.Table, policy: ThresholdRule | None = None
+) -> tuple[dict[str, Any], dict[str, SurfaceScores]]:
+    """The figures that `write` kept, and the scores of the same bundle, manifest and policy, without their pixels.
+
+    Raises `LakeError`.
+    """
+    figures, stored = (json.loads(lake.read_bytes(lake.join(url, name))) for name in (FIGURES, SCORES))
+    samples = {sample.image_id: sample for sample in samples_from_table(manifest)}
+    scores = {}
+    for surface, raw in stored.items():
+        entry = bundle.detectors[surface]
+        own = [samples[image_id] for image_id in raw]
+        scores[surface] = SurfaceScores(surface, entry.threshold(policy), entry.platt, own, list(raw.values()))
+    return figures, scores
 
 
 def _judge(inspector: Inspector, sample: Sample, scores: dict[str, SurfaceScores]) -> Judged:

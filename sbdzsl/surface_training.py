@@ -6,12 +6,14 @@ the bundle to be: without pixels, so that it may be made on one machine and used
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
+import pydantic
 import torch
 
 from sbdzsl import lake
@@ -26,6 +28,7 @@ from sbdzsl.sbad.conditions import changed_copies
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages
 from sbdzsl.sbdd.checkpoint import Checkpoint, CheckpointFile
+from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 
 Report = Callable[[str], None]
@@ -201,7 +204,7 @@ class TrainedFile:
         """Write it, whole or not at all. Raises `LakeError`."""
         data = trained.data
         embedded = {"train": data.train_embedded, "val": data.val_embedded}
-        tensors = {name: _tensors(images) for name, images in embedded.items()}
+        tensors = {name: embedded_tensors(images) for name, images in embedded.items()}
         state = {
             "surface": data.surface,
             "groups": {name: images.groups and list(images.groups) for name, images in embedded.items()},
@@ -223,8 +226,8 @@ class TrainedFile:
             surface=state["surface"],
             train=(),
             val=(),
-            train_embedded=_embedded(state["surface"], tensors["train"], state["groups"]["train"]),
-            val_embedded=_embedded(state["surface"], tensors["val"], state["groups"]["val"]),
+            train_embedded=embedded_from(state["surface"], tensors["train"], state["groups"]["train"]),
+            val_embedded=embedded_from(state["surface"], tensors["val"], state["groups"]["val"]),
             val_appearances=tuple(Appearance(**one) for one in state["appearances"]),
             val_defective=tuple(state["defective"]),
             skipped=tuple(state["skipped"]),
@@ -234,19 +237,49 @@ class TrainedFile:
         return TrainedSurface(data, detector, state["attributes"])
 
 
-def _tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
+def embedded_tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
+    """Features and copies by name, for a file of tensors."""
     found = {"features": images.features, "copies": images.copies}
-    return {name: torch.from_numpy(value) for name, value in found.items() if value is not None}
+    # Copied: what came through an object store may not be written to, of which torch warns.
+    return {name: torch.from_numpy(value.copy()) for name, value in found.items() if value is not None}
 
 
-def _embedded(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
+def embedded_from(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
+    """The inverse of `embedded_tensors`."""
     features, copies = tensors["features"].numpy(), tensors.get("copies")
     return EmbeddedImages(features, [surface] * len(features), groups, None if copies is None else copies.numpy())
 
 
-def training_file(out: str, surface: str, kind: Literal["checkpoint", "png", "trained"]) -> str:
+def training_file(out: str, surface: str, kind: Literal["checkpoint", "json", "png", "trained"]) -> str:
     """Where the training of a surface keeps its checkpoint, its curves or what came out, below the bundle `out`."""
     return lake.join(out, "training", f"{quote(surface, safe='')}.{kind}")
+
+
+def write_curves(out: str, surface: str, history: Sequence[Progress]) -> None:
+    """Keep how the epochs of a surface went, as a picture and as JSON. Raises `LakeError`."""
+    records = json.dumps([asdict(progress) for progress in history])
+    lake.write_bytes(training_file(out, surface, "json"), records.encode())
+    lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))
+
+
+_curves = pydantic.TypeAdapter(tuple[Progress, ...])
+
+
+def read_curves(out: str, surface: str) -> tuple[Progress, ...]:
+    """What `write_curves` kept; empty where nothing was. Raises `LakeError` for a store that does not answer."""
+    try:
+        return _curves.validate_json(lake.read_bytes(training_file(out, surface, "json")))
+    except LakeError as error:
+        if error.code == "not-found":
+            return ()
+        raise
+
+
+def remove_unfinished(out: str, surfaces: Iterable[str]) -> None:
+    """Clear what only an unfinished training needs. Raises `LakeError`."""
+    for surface in surfaces:
+        lake.remove(training_file(out, surface, "checkpoint"))
+        lake.remove(training_file(out, surface, "trained"))
 
 
 def without_pixels(data: SurfaceData) -> SurfaceData:

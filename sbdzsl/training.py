@@ -30,7 +30,6 @@ from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_router, joined
-from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress
 from sbdzsl.surface_training import (
     Report,
@@ -39,9 +38,11 @@ from sbdzsl.surface_training import (
     TrainedSurface,
     describe_images,
     load_surface,
+    remove_unfinished,
     train_detector,
     training_file,
     without_pixels,
+    write_curves,
 )
 
 
@@ -178,7 +179,7 @@ def train_surface(
     checkpoint = training_file(plan.out, surface, "checkpoint")
     settings = plan.settings.detector_for(surface)
     detector, history = train_detector(data, settings, plan.seed, device, report, checkpoint, progress)
-    lake.write_bytes(training_file(plan.out, surface, "png"), curves_png(surface, history))
+    write_curves(plan.out, surface, history)
     trained = TrainedSurface(without_pixels(data), detector, row)
     file.save(trained)
     return trained
@@ -225,9 +226,7 @@ def conclude(
     references = {data.surface: make_reference(data, unseen_scores(router, data)) for data in collected}
     backbone = restore_backbone(plan.backbone_card, plan.backbone_tensors)
     bundle = bundles.save(plan.out, plan.settings, backbone, router, detectors, references, provenance)
-    for surface in plan.surfaces:
-        lake.remove(training_file(plan.out, surface, "checkpoint"))
-        lake.remove(training_file(plan.out, surface, "trained"))
+    remove_unfinished(plan.out, plan.surfaces)
     return bundle
 
 

@@ -87,7 +87,7 @@ def test_a_killed_training_does_not_train_a_finished_surface_again(trained: Trai
     assert not any("epoch" in line for line in first)
     assert bundle.digest == trained.bundle.digest
     left = sorted(path.name for path in (tmp_path / "b" / "training").iterdir())
-    assert left == [*(f"{surface}.png" for surface in sorted(SEEN)), "router"]
+    assert left == [*(f"{surface}.{kind}" for surface in sorted(SEEN) for kind in ("json", "png")), "router"]
     pictures = sorted(path.name for path in (tmp_path / "b" / "training" / "router").iterdir())
     assert pictures == ["class_embeddings.png", "latent_space.png"]
 

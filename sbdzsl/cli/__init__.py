@@ -35,11 +35,13 @@ from sbdzsl.cli.options import (
     stderr,
     stdout,
 )
+from sbdzsl.cli.pipeline import pipeline
 from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
 from sbdzsl.cli.surfaces import enrol, groups, retire
 from sbdzsl.cli.training import train
+from sbdzsl.cli.tuning import tune
 from sbdzsl.cli.watch import watch
 from sbdzsl.errors import SbdzslError
 from sbdzsl.verdict import to_parquet
@@ -245,7 +247,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (train, enrol, retire, groups, serve, watch):
+for verb in (train, tune, pipeline, enrol, retire, groups, serve, watch):
     app.command()(verb)
 
 

@@ -126,7 +126,7 @@ def promote(
     """Point an alias to a bundle that on a stated manifest is as good as the one it replaces; else exit code 3."""
     from sbdzsl.registry import Registry, gate
 
-    opened, who = Registry(registry), _by(by)
+    opened, who = Registry(registry), decider(by)
     if (bundle is None) == (version is None):
         raise ConfigError("bad-config", "give either --bundle or --version")
     name = version or opened.push(bundle or "")
@@ -142,9 +142,9 @@ def promote(
         policy=policy,
         device=device,
         report=say,
-        show=_print_gate,
+        show=print_gate,
     )
-    _print_record(record)
+    print_record(record)
 
 
 @registry_app.command("rollback")
@@ -152,7 +152,7 @@ def rollback(registry: RegistryUrl, alias: Alias, reason: Reason, by: By = None)
     """Point an alias to the bundle that it pointed to before; once more, to the one before that."""
     from sbdzsl.registry import Registry
 
-    _print_record(Registry(registry).rollback(alias, _by(by), reason))
+    print_record(Registry(registry).rollback(alias, decider(by), reason))
 
 
 @registry_app.command("sign")
@@ -213,7 +213,8 @@ def gc(
     say(f"{len(removed)} bundles {'would be removed' if dry_run else 'removed'}")
 
 
-def _by(given: str | None) -> str:
+def decider(given: str | None) -> str:
+    """Who decides: whom `--by` names, else the user of this process. Raises `ConfigError` where that is nobody."""
     if given:
         return given
     try:
@@ -222,7 +223,8 @@ def _by(given: str | None) -> str:
         raise ConfigError("bad-config", "this process runs for nobody by name; say who decides by --by") from None
 
 
-def _print_gate(gate: Gate) -> None:
+def print_gate(gate: Gate) -> None:
+    """Print the figures of both bundles, and what is refused."""
     table = Table("figure", "in force", "candidate", "worse by", "")
     for row in gate.rows:
         fall = "–" if row.fall is None else f"{row.fall:+.2%}"
@@ -234,5 +236,6 @@ def _print_gate(gate: Gate) -> None:
         say(f"largest fall of AP on one surface, which does not decide: {surface}, by {worst:.2%}")
 
 
-def _print_record(record: Record) -> None:
+def print_record(record: Record) -> None:
+    """Print which bundle an alias points to from now on."""
     say(f"{record.alias} -> {record.bundle[:_DIGITS]}, record {record.number} by {record.by}: {_what(record)}")

@@ -117,6 +117,15 @@ def training_crew(settings: ClusterSettings, max_workers: int) -> Crew:
     return replace(found, num_actors=max(1, min(found.num_actors, free)), waits=free < 1)
 
 
+def trial_crew(number: int | None, cpus: float, gpus: float, max_trials: int) -> Crew:
+    """The trials of a sweep that run side by side; None: as many as the cluster holds, `max_trials` at most.
+
+    Raises `AuditError` "no-resources" where no node can hold one at all.
+    """
+    found = _fitting("a trial", number, cpus, gpus, _nodes(), max_trials)
+    return replace(found, waits=_free(found) < 1)
+
+
 def size_crew(settings: AuditSettings, runtime: Runtime, nodes: Sequence[Resources], max_actors: int) -> Crew:
     """What each actor gets, and how many of them the nodes hold.
 

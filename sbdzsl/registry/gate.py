@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
@@ -91,6 +92,14 @@ class Gate:
         """Plain JSON values, for the record of a promotion."""
         return asdict(self) | {"reasons": list(self.reasons)}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Gate:
+        """The inverse of `to_json`. Raises `ValueError`."""
+        return _stored.validate_python({name: values.get(name) for name in cls.__slots__})
+
+
+_stored = pydantic.TypeAdapter(Gate)
+
 
 def compare(
     candidate: Bundle,
@@ -100,21 +109,24 @@ def compare(
     policy: ThresholdRule | None = None,
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Gate:
     """Evaluate both bundles on the `test` rows of the manifests; with no champion the candidate passes.
 
-    A figure may fall by `margin` (0 to 1). Raises `DataError` "too-few-images" where the manifests show nothing, and as
+    A figure may fall by `margin` (0 to 1). `measured` are the figures of the candidate where it was evaluated on these
+    manifests by this policy before. Raises `DataError` "too-few-images" where the manifests show nothing, and as
     `evaluate`.
     """
     if not 0 <= margin < 1:
         raise ConfigError("bad-config", f"margin: found {margin}, expected 0 <= margin < 1")
     table = lake.read_manifests(manifests)
-    found = {}
-    for name, bundle in (("champion", champion), ("candidate", candidate)):
-        if bundle is not None:
-            report(f"evaluating the {name} {bundle.digest[:16]}")
-            found[name] = evaluate(bundle, table, policy, device).figures
-    rated, other = found["candidate"], found.get("champion", found["candidate"])
+
+    def evaluated(name: str, bundle: Bundle) -> Mapping[str, Any]:
+        report(f"evaluating the {name} {bundle.digest[:16]}")
+        return evaluate(bundle, table, policy, device).figures
+
+    rated = measured or evaluated("candidate", candidate)
+    other = evaluated("champion", champion) if champion else rated
     shared = _seen(rated) & _seen(other)
     new, old = figures(rated, shared), figures(other, shared)
     if all(value is None for name, value in new.items() if name != "error_rate"):

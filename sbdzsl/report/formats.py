@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from markupsafe import Markup, escape
@@ -64,3 +65,15 @@ def short(value: float | None) -> str:
 def worded(text: str) -> Markup:
     """A sentence of ours, in which commands stand between backticks; what it quotes of the lake stays text."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(plain(text)))))
+
+
+def figure(value: float | None) -> str:
+    """A count, or a figure with three digits."""
+    if value is None:
+        return NONE
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}".replace("-", "−")
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Both ends of an interval; nothing where there is none."""
+    return "" if bounds is None else " to ".join(figure(bound) for bound in bounds)

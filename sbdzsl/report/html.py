@@ -89,7 +89,7 @@ def _render(
     listed = [folder.defect_rate.value or 0.0 for folder in summary.folders.listed]
     periods = summary.timeline.periods if summary.timeline else ()
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             s=summary,
@@ -136,8 +136,9 @@ def _unseen_histogram(summary: Summary) -> Markup | None:
     return Markup(histogram_svg(unseen.histogram, unseen.thresholds, "unseen score", "unseen", "router"))
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates of `page`, which escape everything and know the filters of `formats`."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -145,5 +146,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     filters = (formats.num, formats.share, formats.score, formats.ms, formats.utc, formats.span, formats.plain)
-    environment.filters.update({one.__name__: one for one in (*filters, formats.short, formats.worded)})
-    return environment
+    others = (formats.short, formats.worded, formats.figure, formats.interval)
+    found.filters.update({one.__name__: one for one in (*filters, *others)})
+    return found

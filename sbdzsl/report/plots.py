@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, sqrt
 from typing import Any, Literal
@@ -33,6 +34,21 @@ _VARIABLES = {
 }
 _INK, _DIM, _PASSED, _DEFECT, _UNSEEN, _LINE, _STRIPE = _VARIABLES
 _ALARM = {"defect": _DEFECT, "unseen": _UNSEEN}
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """Of a plot: good and defective images, what is drawn over them, and what may stay in the background."""
+
+    good: str
+    defect: str
+    ink: str
+    dim: str
+
+
+#: Of an inline SVG, which become the page's own; and of a picture that stands by itself, on white.
+PAGE, PAPER = Colours(_PASSED, _DEFECT, _INK, _DIM), Colours("#7f8b98", "#c8323a", "#1c2024", "#59616a")
+
 
 _FLOOR = 0.5
 
@@ -100,6 +116,19 @@ def histogram_svg(
             columnspacing=1.4,
             labelcolor=_INK,
         )
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue())
+
+
+def svg(draw: Callable[[Figure], object], plot_id: str, size: tuple[float, float]) -> str:
+    """An `<svg>` element of what `draw` draws, in the colours of `PAGE`, into a figure of `size` in inches.
+
+    `plot_id` tells apart the plots of one page: the ids inside are made from it.
+    """
+    with matplotlib.rc_context(_RC | {"svg.hashsalt": plot_id, "text.color": _INK}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue())

@@ -52,7 +52,10 @@ def test_the_bundle_is_the_one_that_a_single_process_trains(local_ray: None, tra
     assert bundles.load(str(tmp_path / "b")).digest == trained.bundle.digest
     assert "training 3 surfaces by 2 workers of 1 CPU, on cpu" in lines
     assert {line.split(" is trained")[0] for line in lines if " is trained" in line} == set(SEEN)
-    assert left_of(tmp_path / "b") == [*(f"{surface}.png" for surface in sorted(SEEN)), "router"]
+    assert left_of(tmp_path / "b") == [
+        *(f"{surface}.{kind}" for surface in sorted(SEEN) for kind in ("json", "png")),
+        "router",
+    ]
 
 
 def test_a_worker_killed_in_the_middle_changes_nothing(local_ray: None, trained: Trained, tmp_path: Path) -> None:

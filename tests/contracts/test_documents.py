@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from sbdzsl import config, datasets, errors, lake
 from sbdzsl.cluster.serve import MEMORY, ServeArgs, build, build_memory
 from sbdzsl.datasets import validation
+from sbdzsl.pipeline import PipelineSettings
 from sbdzsl.registry import gate
 from sbdzsl.serving.settings import ServeSettings
 from tests.contracts.test_command_line import COMMANDS
@@ -66,6 +67,12 @@ def test_each_code_and_figure_of_a_registry_is_in_its_manual() -> None:
         assert f"`{word}`" in manual, word
 
 
+def test_each_code_and_step_of_the_pipeline_is_in_its_manual() -> None:
+    manual = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    for word in (*errors.PipelineError.CODES, "tune", "train", "evaluate", "gate", "promote", "report"):
+        assert f"`{word}`" in manual, word
+
+
 def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert config.load(config.AuditSettings, ROOT / "ray_configs" / "audit.yaml") == config.AuditSettings()
     assert set(yaml.safe_load((ROOT / "ray_configs" / "audit.yaml").read_text())) == set(
@@ -75,6 +82,12 @@ def test_the_settings_files_are_the_defaults_they_claim_to_be() -> None:
     assert set(yaml.safe_load((ROOT / "ray_configs" / "train.yaml").read_text())) == set(
         config.ClusterSettings.model_fields
     )
+    pipeline = ROOT / "ray_configs" / "pipeline.yaml"
+    assert config.load(PipelineSettings, pipeline) == PipelineSettings()
+    stated, known = yaml.safe_load(pipeline.read_text()), PipelineSettings().model_dump()
+    assert stated.keys() == known.keys()
+    for group in ("evaluation", "promotion", "cluster"):
+        assert stated[group].keys() == known[group].keys()
     config.load(config.TrainSettings, ROOT / "examples" / "demo.yaml")
     assert config.load(ServeSettings, ROOT / "ray_configs" / "serve.yaml") == ServeSettings()
     assert yaml.safe_load((ROOT / "ray_configs" / "serve.yaml").read_text()).keys() == ServeSettings.model_fields.keys()

@@ -92,7 +92,7 @@ CODES = {
         "surface-exists",
         "surface-claimed",
     },
-    "TrainingError": {"not-finite", "weights-missing", "surfaces-failed", "workers-failed"},
+    "TrainingError": {"not-finite", "weights-missing", "surfaces-failed", "workers-failed", "trials-failed"},
     "ExportError": {"no-parity", "export-exists"},
     "AuditError": {"other-audit", "no-resources", "incomplete", "stalled", "crashing"},
     "RegistryError": {
@@ -103,6 +103,7 @@ CODES = {
         "unsigned",
         "bad-signature",
     },
+    "PipelineError": {"other-run", "damaged-run"},
     "StoppedError": {"too-many-errors", "out-of-time", "gate-refused"},
     "ServiceError": {
         "bad-request",

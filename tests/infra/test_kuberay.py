@@ -19,6 +19,7 @@ from sbdzsl import __version__, config
 from sbdzsl.cli import app
 from sbdzsl.cluster import FAST_MODE
 from sbdzsl.cluster.serve import ServeArgs
+from sbdzsl.pipeline import PipelineSettings
 from tests.infra.manifests import (
     INFRA,
     KUBERAY,
@@ -211,6 +212,36 @@ def test_the_job_calls_what_there_is(objects: list[Object]) -> None:
     assert (settings.cpus_per_actor or 1) <= int(limits["cpu"])
     submitter = job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]
     assert submitter["envFrom"] == [{"configMapRef": {"name": "site"}}], "its shell puts the variables in"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_training_is_run_as_an_audit_is(name: str) -> None:
+    """Another command and other deadlines: all else was checked above."""
+    (job,) = documents((KUBERAY / "overlays" / name / "pipeline.yaml").read_text())
+    (audit,) = documents((KUBERAY / "overlays" / name / "audit.yaml").read_text())
+    own = {"entrypoint", "activeDeadlineSeconds"}
+    assert {key: job["spec"][key] for key in job["spec"].keys() - own} == {
+        key: audit["spec"][key] for key in audit["spec"].keys() - own
+    }
+    assert job["metadata"] == audit["metadata"] | {"generateName": "pipeline-"}
+    words = _words(job["spec"]["entrypoint"])
+    assert words[:2] == ["python", "/opt/sbdzsl/jobs/pipeline.py"]
+    assert (ROOT / "jobs" / "pipeline.py").is_file()
+    command = typer.main.get_command(app).commands["pipeline"]  # type: ignore[attr-defined]
+    assert {word for word in words if word.startswith("--")} <= {o for one in command.params for o in one.opts}
+    site = next(one for one in of_kind(overlay(name), "ConfigMap") if one["metadata"]["name"] == "site")
+    assert set(re.findall(r"\$(\w+)", job["spec"]["entrypoint"])) <= site["data"].keys()
+    file = words[words.index("--config") + 1].removeprefix("/opt/sbdzsl/")
+    settings = config.load(PipelineSettings, str(ROOT / file))
+    deadline = job["spec"]["activeDeadlineSeconds"]
+    assert settings.cluster.max_minutes * 60 + job["spec"]["preRunningDeadlineSeconds"] < deadline
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_training_keeps_its_schema(name: str, shared: Path) -> None:
+    (job,) = documents((KUBERAY / "overlays" / name / "pipeline.yaml").read_text())
+    jsonschema.validate(job, strict(shared, "RayJob"))
 
 
 def test_the_pods_of_an_overlay_differ_only_where_they_must(objects: list[Object]) -> None:
