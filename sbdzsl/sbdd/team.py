@@ -1,0 +1,171 @@
+"""Several processes that train one net together: each computes on its share of a batch, and all take the same step.
+
+What they exchange goes through the default group of `torch.distributed`, which whoever starts them has joined. A single
+process is a team of its own: it exchanges nothing, and computes to the last bit what it would without one.
+
+The step is that of the whole batch, up to the rounding of sums. Each worker encodes its own images; what the net says
+of them and what it should say then goes to all (`whole`), so that each computes the loss of the whole batch; gradients
+are summed; and batch norm, whose statistics are over the batch, takes them over the team (`TeamNorm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sbdzsl.errors import TrainingError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """This process is number `rank` of `size` that train together. All of them must make the same calls in one order.
+
+    A call ends in an error of torch where another process has died; it waits where one is late.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that reads and writes for all."""
+        return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """Which of `count` images are this worker's: shares differ by one at most."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def whole(self, mine: Tensor, count: int) -> Tensor:
+        """All `count` rows from those that each worker has of its share, [b, ...] to [count, ...].
+
+        A gradient goes back to this worker's own rows alone: each computes the same from the whole, and has its part.
+        """
+        if self.size == 1:
+            return mine
+        rows = self.rows(count)
+        total = mine.new_zeros((count, *mine.shape[1:]))
+        total[rows] = mine.detach()
+        dist.all_reduce(total)
+        return torch.cat([total[: rows.start], mine, total[rows.stop :]])
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up what each worker's rows contribute to the gradients, in place; all at once, since each call waits."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def spread(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """The outcome of `work` for each item, in their order: each worker does its share, and all get all of it."""
+        mine = [work(item) for item in items[self.rows(len(items))]]
+        return mine if self.size == 1 else [outcome for part in self._of_each(mine) for outcome in part]
+
+    def from_first(self, value: T) -> T:
+        """What the first worker gives, to all; the others' own is not looked at."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def agree(self, value: object, what: str) -> None:
+        """Make sure that all workers have the same `value`. Raises `TrainingError` "workers-failed" on each if not."""
+        if self.size > 1 and any(other != value for other in self._of_each(value)):
+            raise TrainingError(
+                "workers-failed",
+                f"{what} differ between the {self.size} workers of one training: see that each of their nodes reads "
+                "the same images, then run again",
+            )
+
+    def _of_each(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+#: A process that trains by itself.
+ALONE = Team()
+
+
+class TeamNorm(_BatchNorm):
+    """Batch norm over the rows of all workers while training, with parameters and buffers of the one it replaces.
+
+    Each worker's mean and variance go to all, and are put together without the cancellation of a mean of squares (Chan
+    et al. 1979): var = sum_r n_r (var_r + (mean_r - mean)^2) / n. Computed in float32, whatever the input is.
+    """
+
+    def __init__(self, norm: _BatchNorm, team: Team) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self._team = team
+        self.load_state_dict(norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, C, ...], this worker's rows; same shape."""
+        if not self.training:
+            return super().forward(x)
+        others = [0, *range(2, x.dim())]
+        variance, mean = torch.var_mean(x.float(), others, correction=0)
+        own = torch.stack([mean, variance, torch.full_like(mean, x.numel() / x.shape[1])])
+        before = own.new_zeros(self._team.rank, *own.shape)
+        after = own.new_zeros(self._team.size - 1 - self._team.rank, *own.shape)
+        table = _TeamSum.apply(torch.cat([before, own[None], after]))  # type: ignore[no-untyped-call]
+        means, variances, counts = table.unbind(1)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        self._remember(mean.detach(), (variance * count / (count - 1)).detach())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        return (x.float() * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        self.num_batches_tracked.add_(1)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's own name
+        """Any number of dimensions: what it replaces has checked its own."""
+
+
+def share_norms(network: nn.Module, team: Team) -> None:
+    """Let each batch norm of a network take its statistics over the team, in place; alone, nothing changes."""
+    if team.size == 1:
+        return
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, TeamNorm(child, team))
+
+
+class _TeamSum(torch.autograd.Function):
+    """Sum of a tensor over the team. As all workers use it, its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
