@@ -105,8 +105,10 @@ def measure(shape: str, bundle: Path, contents: list[bytes], minutes: float) -> 
             for _ in range(2):
                 rush.go(TIMES * capacity, minutes * 60 / 2)
                 halves.append({name: peak["own"] for name, peak in watch.peaks.items() if peak["own"] > 20})
-            recovered = recovery(client, contents, fine_s)
-        after = quiet(client, contents, 15)
+        # Connections that were silent for so long are closed.
+        with running.client() as later:
+            recovered = recovery(later, contents, fine_s)
+            after = quiet(later, contents, 15)
     return {
         "capacity_per_s": round(capacity, 1),
         "sent_per_s": round(TIMES * capacity, 1),

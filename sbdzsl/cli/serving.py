@@ -51,11 +51,11 @@ def serve(
     if shape == "process":
         run.serve(bundle, settings, host, port, say)
         return
-    from sbdzsl.cluster import FAST_MODE
+    from sbdzsl.cluster import fast_mode_alone
 
     if proxy == "haproxy":
         run.require_keys("0.0.0.0", settings)  # where it listens, whatever the host
-        os.environ.update(FAST_MODE)
+        os.environ.update(fast_mode_alone())
     run.require_keys(host, settings)
     # Ray is imported here alone, and after its environment is set.
     from sbdzsl.cluster import serve as on_ray

@@ -13,7 +13,7 @@ with another `bundle` replaces the replicas one after the other, new ones first,
 # No postponed annotations here: Ray Serve reads the type of the builder's argument.
 import asyncio
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -331,6 +331,12 @@ def run(args: ServeArgs, host: str, port: int, report: Callable[[str], None]) ->
     """Serve on this machine until told to stop. Raises as `deployed`."""
     # There is nobody to share the machine with, and what asks for more CPUs than there are would wait for ever.
     args = args.model_copy(update={"cpus": 0.0, "detector_cpus": 0.0})
+    if args.shape == "routed" and args.service.threads is None:
+        # The stages are processes that work side by side: threads above the cores would take them from each other.
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)
+        args = args.model_copy(update={"service": args.service.model_copy(update={"threads": threads})})
     with deployed(args, host, port):
         report(f"http://{host}:{port} judges by bundle {args.bundle}, {args.shape}, on Ray Serve; Ctrl-C ends it")
-        threading.Event().wait()
+        # A wait without end is not interrupted by a signal: Ray lets the system call be begun again.
+        while True:
+            time.sleep(0.5)
