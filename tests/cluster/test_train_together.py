@@ -11,8 +11,8 @@ import pytest
 from sbdzsl import bundle as bundles
 from sbdzsl.cluster.train import train_on_cluster
 from sbdzsl.config import ClusterSettings
-from sbdzsl.errors import ConfigError
-from tests.cluster.test_train import training_workers
+from sbdzsl.errors import ConfigError, TrainingError
+from tests.cluster.test_train import training_workers, with_few_images
 from tests.conftest import SEEN, SMALL, UNSEEN, Trained
 
 WIDE = max(SEEN)
@@ -32,7 +32,7 @@ def test_a_surface_is_trained_by_two_workers_of_which_one_is_killed(
 
     def kill_one(line: str) -> None:
         lines.append(line)
-        if not killed and line.startswith(f"  {WIDE}: "):
+        if not killed and line.startswith(f"[3/3] {WIDE}: "):  # read, and about to be trained
             killed.append(training_workers()[-1])
             os.kill(killed[0], signal.SIGKILL)
 
@@ -49,6 +49,23 @@ def test_a_surface_is_trained_by_two_workers_of_which_one_is_killed(
     assert [name for name in theirs if ours[name] != theirs[name]] == [wide], "its features and all others are the same"
     loaded = bundles.load(str(tmp_path / "b"))
     assert loaded.detectors[WIDE].validation_ap == pytest.approx(trained.bundle.detectors[WIDE].validation_ap, abs=0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_team_cannot_train_fails_once_and_says_why(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+    """The group that Ray starts again after the error finds nothing to do."""
+    lines: list[str] = []
+    manifest, others = with_few_images(trained.manifest, WIDE), (set(SEEN) | {UNSEEN}) - {WIDE}
+    with pytest.raises(
+        TrainingError, match=f"1 of 1 surfaces .*\n  {WIDE}: too-few-images: .*3 readable training"
+    ) as caught:
+        train_on_cluster(
+            manifest, str(tmp_path / "b"), SMALL, spread(WIDE, 2), unseen=sorted(others), report=lines.append
+        )
+    assert caught.value.code == "surfaces-failed"
+    assert sum(line.startswith(f"{WIDE} failed: ") for line in lines) == 1
+    assert sum("2 workers train it together" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
