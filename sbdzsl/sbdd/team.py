@@ -104,7 +104,7 @@ class TeamNorm(_BatchNorm):
     """Batch norm over the rows of all workers while training, with parameters and buffers of the one it replaces.
 
     Each worker's mean and variance go to all, and are put together without the cancellation of a mean of squares (Chan
-    et al. 1979): var = sum_r n_r (var_r + (mean_r - mean)^2) / n. Computed in float32, whatever the input is.
+    et al. 1979): var = sum_r n_r (var_r + (mean_r - mean)^2) / n. torch's own `SyncBatchNorm` is for GPUs alone.
     """
 
     def __init__(self, norm: _BatchNorm, team: Team) -> None:
@@ -116,30 +116,29 @@ class TeamNorm(_BatchNorm):
         """[b, C, ...], this worker's rows; same shape."""
         if not self.training:
             return super().forward(x)
-        others = [0, *range(2, x.dim())]
-        variance, mean = torch.var_mean(x.float(), others, correction=0)
-        own = torch.stack([mean, variance, torch.full_like(mean, x.numel() / x.shape[1])])
-        before = own.new_zeros(self._team.rank, *own.shape)
-        after = own.new_zeros(self._team.size - 1 - self._team.rank, *own.shape)
-        table = _TeamSum.apply(torch.cat([before, own[None], after]))  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            mean, variance, count = self._statistics(x)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return _Normalised.apply(x, self.weight, self.bias, mean, variance, count, self.eps)  # type: ignore[no-untyped-call]
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance [C] over the team, and over how many values [C]; float32."""
+        # What it would update is not wanted: the running values follow from the statistics of all workers.
+        unused = torch.zeros_like(self.weight), torch.ones_like(self.weight)
+        mean, variance = torch.batch_norm_update_stats(x, *unused, 0.0)
+        table = mean.new_zeros(self._team.size, 3, len(mean))
+        table[self._team.rank] = torch.stack([mean, variance, torch.full_like(mean, x.numel() / len(mean))])
+        dist.all_reduce(table)
         means, variances, counts = table.unbind(1)
         count = counts.sum(0)
         mean = (counts * means).sum(0) / count
-        variance = (counts * (variances + (means - mean).square())).sum(0) / count
-        self._remember(mean.detach(), (variance * count / (count - 1)).detach())
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        return (x.float() * scale.view(shape) + shift.view(shape)).to(x.dtype)
-
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-        self.num_batches_tracked.add_(1)
+        return mean, (counts * (variances + (means - mean).square())).sum(0) / count, count
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  torch's own name
         """Any number of dimensions: what it replaces has checked its own."""
@@ -155,17 +154,33 @@ def share_norms(network: nn.Module, team: Team) -> None:
                 setattr(module, name, TeamNorm(child, team))
 
 
-class _TeamSum(torch.autograd.Function):
-    """Sum of a tensor over the team. As all workers use it, its gradient is the sum of theirs."""
+class _Normalised(torch.autograd.Function):
+    """weight * (x - mean) / sqrt(variance + eps) + bias, where mean and variance follow from the rows of all workers.
+
+    So a row's gradient depends on what all workers' rows are given: with x' the normalised x and g the gradient,
+    weight / sqrt(variance + eps) * (g - mean(g) - x' mean(g x')). The passes over x are torch's fused ones.
+    """
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        total = mine.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, count: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        return nn.functional.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        direct, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([of_bias, of_weight])
+        dist.all_reduce(sums)
+        mean_of_gradient, mean_with_x = sums / count
+        scale = torch.rsqrt(variance + ctx.eps)
+        slope = weight * scale.square() * mean_with_x
+        offset = weight * scale * mean_of_gradient - slope * mean
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        of_x = torch.addcmul(direct - offset.view(shape), x, slope.view(shape), value=-1).to(x.dtype)
+        return of_x, of_weight, of_bias, None, None, None, None

@@ -22,6 +22,7 @@ from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd import trainer as trainer_module
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
+from sbdzsl.sbdd.loss import CellTargets
 from sbdzsl.sbdd.team import Team
 from sbdzsl.sbdd.trainer import Prepared, Trainer
 from sbdzsl.surface_training import embed_images
@@ -69,15 +70,26 @@ class Step:
 
 
 def one_step(team: Team, images: Sequence[TrainingImage], settings: DetectorSettings) -> Step:
-    """The first step of a training. A team of one draws as a larger one does: a stream an image."""
+    """The first step of a training, in float64: rounding must not decide on which side of 0 a ReLU is.
+
+    A team of one draws as a larger one does: a stream an image.
+    """
     prepared = [Prepared(image.image_id, image.grey, image.defective, image.mask) for image in images]
     trainer = Trainer(prepared, settings, 3, "cpu", team)
     if team.size == 1:
         streams = trainer._generator
         trainer._generators = lambda count: [np.random.default_rng(s) for s in streams.integers(2**63, size=count)]
+    assemble = trainer._assemble
+    trainer._assemble = lambda images: tuple(_in_float64(part) for part in assemble(images))
+    trainer._network.double()
+    trainer._mean = {name: value.clone() for name, value in trainer._network.state_dict().items()}
     losses = trainer._step(trainer._batches.draw(1)[0], 40)
     gradients = {name: value.grad for name, value in trainer._network.named_parameters() if value.grad is not None}
     return Step(losses, gradients, {name: value.clone() for name, value in trainer._network.named_buffers()})
+
+
+def _in_float64(part: Tensor | CellTargets) -> Tensor | CellTargets:
+    return part.double() if isinstance(part, Tensor) else CellTargets(part.defect.double(), part.weight.double())
 
 
 def one_step_with_own_statistics(team: Team, images: Sequence[TrainingImage], settings: DetectorSettings) -> Step:

@@ -48,15 +48,15 @@ def test_a_steps_gradients_are_those_of_one_process(pair: Pair, changed, images)
     alone = teams.one_step(ALONE, images, settings)
     first, second = pair.together(teams.one_step, images, settings)
     assert first.losses == second.losses
-    assert first.losses == pytest.approx(alone.losses, rel=1e-4)
+    assert first.losses == pytest.approx(alone.losses, rel=1e-6)
     assert set(first.gradients) == set(alone.gradients)
     largest = max(float(gradient.abs().max()) for gradient in alone.gradients.values())
     for name, expected in alone.gradients.items():
         assert torch.equal(first.gradients[name], second.gradients[name]), name
-        torch.testing.assert_close(first.gradients[name], expected, rtol=1e-3, atol=1e-5 * largest, msg=name)
+        torch.testing.assert_close(first.gradients[name], expected, rtol=1e-9, atol=1e-10 * largest, msg=name)
     for name, expected in alone.buffers.items():
         assert torch.equal(first.buffers[name], second.buffers[name]), name
-        torch.testing.assert_close(first.buffers[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(first.buffers[name], expected, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_with_statistics_of_its_own_rows_each_would_go_elsewhere(pair: Pair) -> None:
