@@ -177,10 +177,8 @@ class _Normalised(torch.autograd.Function):
         )
         sums = torch.stack([of_bias, of_weight])
         dist.all_reduce(sums)
-        mean_of_gradient, mean_with_x = sums / count
-        scale = torch.rsqrt(variance + ctx.eps)
-        slope = weight * scale.square() * mean_with_x
-        offset = weight * scale * mean_of_gradient - slope * mean
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        of_x = torch.addcmul(direct - offset.view(shape), x, slope.view(shape), value=-1).to(x.dtype)
-        return of_x, of_weight, of_bias, None, None, None, None
+        mean_of_gradient, mean_with_x = sums / count * weight * torch.rsqrt(variance + ctx.eps)
+        indirect = nn.functional.batch_norm(
+            x, mean, variance, mean_with_x, mean_of_gradient, training=False, eps=ctx.eps
+        )
+        return direct - indirect, of_weight, of_bias, None, None, None, None
