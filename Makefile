@@ -56,6 +56,8 @@ bench: setup  ## the long studies behind the README's figures, hours of them; ne
 	$(BIN)/python benchmarks/report_scale.py
 	$(BIN)/python benchmarks/audit_s3.py
 	for study in same hostile faults load latency; do $(BIN)/python benchmarks/serve_$$study.py || exit 1; done
+	$(BIN)/python benchmarks/train_cluster.py
+	$(BIN)/python benchmarks/train_wide.py
 	$(BIN)/python benchmarks/watch_kills.py
 	$(BIN)/python benchmarks/log_crash.py
 	$(BIN)/python benchmarks/page_latency.py

@@ -225,9 +225,15 @@ class TrainSettings(Settings):
 
 
 class ClusterSettings(Settings):
-    """How a training is spread over a cluster: `sbdzsl train --cluster-config`. The bundle does not depend on it."""
+    """How a training is spread over a cluster: `sbdzsl train --cluster-config`.
+
+    The bundle does not depend on it, but for `workers_per_surface`: several workers draw and round otherwise than one.
+    """
 
     workers: int | None = Field(None, ge=1, description="none: as many as the cluster holds, a surface each")
+    workers_per_surface: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="surfaces that several workers train together, a batch split among them"
+    )
     cpus_per_worker: float | None = Field(None, gt=0, description="none: 1; beside a GPU its share of the node's CPUs")
     gpus_per_worker: float | None = Field(None, ge=0, description="none: 1 where the cluster has GPUs")
     max_minutes: float = Field(1440.0, gt=0, description="then each surface stops after its epoch; run again to go on")

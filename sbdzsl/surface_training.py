@@ -15,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pydantic
 import torch
+from numpy.typing import NDArray
 
 from sbdzsl import lake
 from sbdzsl.bundle import SurfaceDetector, detector_card, load_detector
@@ -30,6 +31,7 @@ from sbdzsl.sbad.fit import EmbeddedImages
 from sbdzsl.sbdd.checkpoint import Checkpoint, CheckpointFile
 from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
+from sbdzsl.sbdd.team import ALONE, Team
 
 Report = Callable[[str], None]
 
@@ -65,11 +67,14 @@ def load_surface(
     settings: ImageSettings,
     report: Report = print,
     min_train: int = MIN_TRAIN_IMAGES,
+    team: Team = ALONE,
 ) -> SurfaceData:
     """Decode and embed the train and val images of one surface; without an `embedder` the features are empty, [n, 0].
 
-    An image that cannot be read is reported and left out. An image without a label counts as good, and is counted.
-    Raises `DataError` "too-few-images" where fewer than `min_train` training images are left, or none to validate on.
+    An image that cannot be read is reported and left out. An image without a label counts as good, and is counted. A
+    `team` shares the embedding; each process decodes all images, since any batch may hold any of them.
+    Raises `DataError` "too-few-images" where fewer than `min_train` training images are left, or none to validate on;
+    `TrainingError` "workers-failed" where not all of a team can read the same images.
     """
     images: dict[str, list[TrainingImage]] = {"train": [], "val": []}
     groups: dict[str, list[str]] = {"train": [], "val": []}
@@ -89,6 +94,8 @@ def load_surface(
         mask = load_mask(sample, (grey.shape[0], grey.shape[1])) if defective else None
         images[sample.split].append(TrainingImage(sample.image_id, grey, defective, mask))
         groups[sample.split].append(sample.group or sample.image_id)
+    names = [[image.image_id for image in images[split]] for split in ("train", "val")]
+    team.agree((names, skipped), f"the readable images of {surface}")
     if len(images["train"]) < min_train or not images["val"]:
         raise DataError(
             "too-few-images",
@@ -99,8 +106,8 @@ def load_surface(
         surface=surface,
         train=tuple(images["train"]),
         val=tuple(images["val"]),
-        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True),
-        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False),
+        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True, team=team),
+        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False, team=team),
         val_appearances=tuple(appearances),
         val_defective=tuple(image.defective for image in images["val"]),
         skipped=tuple(skipped),
@@ -109,7 +116,13 @@ def load_surface(
 
 
 def embed_images(
-    surface: str, images: Sequence[TrainingImage], groups: Sequence[str], embedder: Embedder | None, *, extreme: bool
+    surface: str,
+    images: Sequence[TrainingImage],
+    groups: Sequence[str],
+    embedder: Embedder | None,
+    *,
+    extreme: bool,
+    team: Team = ALONE,
 ) -> EmbeddedImages:
     """Features of images of one surface, and of changed copies of them if the embedder's settings want any.
 
@@ -121,15 +134,15 @@ def embed_images(
         return EmbeddedImages(np.empty((len(images), 0), np.float32), names, groups)
     settings = embedder.settings
     number = settings.copies if extreme else min(settings.copies, 1)
-    copies = [
-        [
-            embedder.embed(copy)
-            for copy in changed_copies(image.grey, settings.envelope, number, (extreme, place), extreme=extreme)
-        ]
-        for place, image in enumerate(images)
-    ]
-    features = np.stack([embedder.embed(image.grey) for image in images])
-    return EmbeddedImages(features, names, groups, np.array(copies, dtype=np.float32) if number else None)
+
+    def embed(numbered: tuple[int, TrainingImage]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        place, image = numbered
+        copies = changed_copies(image.grey, settings.envelope, number, (extreme, place), extreme=extreme)
+        return embedder.embed(image.grey), [embedder.embed(copy) for copy in copies]
+
+    embedded = team.spread(embed, list(enumerate(images)))
+    copies = np.array([copies for _, copies in embedded], dtype=np.float32) if number else None
+    return EmbeddedImages(np.stack([features for features, _ in embedded]), names, groups, copies)
 
 
 def train_detector(
@@ -140,10 +153,12 @@ def train_detector(
     report: Report = print,
     checkpoint_url: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    team: Team = ALONE,
 ) -> tuple[SurfaceDetector, tuple[Progress, ...]]:
     """Train one surface's SBDD, calibrated on the surface's validation images, and how its epochs went.
 
-    `progress` is called after each epoch; without it every validation is a line to `report`.
+    `progress` is called after each epoch; without it every validation is a line to `report`. Each process of a `team`
+    calls this with the same data, and all get the same.
     """
 
     def show(progress: Progress) -> None:
@@ -152,9 +167,9 @@ def train_detector(
             losses = f"segmentation {progress.segmentation_loss:.3f}, decision {progress.decision_loss:.3f}"
             report(f"  epoch {progress.epoch}/{progress.epochs}, {progress.seconds:.0f} s: {losses}{ap}")
 
-    fitted = fit_detector(data.train, data.val, settings, seed, progress or show, device, checkpoint_url, report)
+    fitted = fit_detector(data.train, data.val, settings, seed, progress or show, device, checkpoint_url, report, team)
     labels = np.array([image.defective for image in data.val])
-    scores = np.array([fitted.detector.detect(image.grey).score for image in data.val], dtype=np.float64)
+    scores = np.array(team.spread(lambda image: fitted.detector.detect(image.grey).score, data.val), dtype=np.float64)
     entry = SurfaceDetector(
         detector=fitted.detector,
         settings=fitted.detector.settings,

@@ -31,6 +31,7 @@ from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import fit_router, joined
 from sbdzsl.sbdd.fit import Progress
+from sbdzsl.sbdd.team import ALONE, Team
 from sbdzsl.surface_training import (
     Report,
     SurfaceData,
@@ -160,17 +161,19 @@ def train_surface(
     embedder: Embedder,
     report: Report = print,
     progress: Callable[[Progress], None] | None = None,
+    team: Team = ALONE,
 ) -> TrainedSurface:
     """Load, embed and train one surface and keep the outcome in `plan.out`/training; one that is kept is taken.
 
-    An interrupted training of its detector goes on from its checkpoint. `progress` as in `train_detector`.
+    An interrupted training of its detector goes on from its checkpoint. `progress` as in `train_detector`. Each process
+    of a `team` calls this, and all get the same; the first one keeps it.
     """
     device = str(embedder.device)
     file = plan.trained_file(surface, report)
-    if (kept := file.load(device)) is not None:
+    if (kept := team.from_first(file.load(device) if team.is_first else None)) is not None:
         report(f"{plan.place(surface)}: trained already")
         return kept
-    data = load_surface(surface, plan.samples[surface], embedder, plan.settings.image, report)
+    data = load_surface(surface, plan.samples[surface], embedder, plan.settings.image, report, team=team)
     report(f"{plan.place(surface)}: {describe_images(data)}")
     row = None
     if surface not in plan.attributes.rows:
@@ -178,10 +181,11 @@ def train_surface(
         report(f"  {surface}: not in the attribute table; its class embedding is measured from the training images")
     checkpoint = training_file(plan.out, surface, "checkpoint")
     settings = plan.settings.detector_for(surface)
-    detector, history = train_detector(data, settings, plan.seed, device, report, checkpoint, progress)
-    write_curves(plan.out, surface, history)
+    detector, history = train_detector(data, settings, plan.seed, device, report, checkpoint, progress, team)
     trained = TrainedSurface(without_pixels(data), detector, row)
-    file.save(trained)
+    if team.is_first:
+        write_curves(plan.out, surface, history)
+        file.save(trained)
     return trained
 
 

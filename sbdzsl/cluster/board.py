@@ -108,8 +108,10 @@ class Board:
         self.say(f"{surface} is trained{how}{'' if ap is None else f', validation AP {ap:.3f}'}")
 
     def fail(self, surface: str, reason: str) -> None:
-        """The surface cannot be trained; the others can."""
+        """It cannot be trained; the others can. Where several workers train it, the first to say so is listened to."""
         entry = self._entries[surface]
+        if entry.state == "failed":
+            return
         entry.state, entry.reason = "failed", reason
         self._changed += 1
         self.say(f"{surface} failed: {reason}")

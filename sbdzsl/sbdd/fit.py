@@ -18,6 +18,7 @@ from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import DataError, TrainingError
 from sbdzsl.sbdd.checkpoint import CheckpointFile
 from sbdzsl.sbdd.predict import DefectMap, Detector, judge, network_size, shrink
+from sbdzsl.sbdd.team import ALONE, Team
 from sbdzsl.sbdd.trainer import Prepared, Progress, Trainer
 
 __all__ = ["FittedDetector", "Progress", "TrainingImage", "choose_map_threshold", "choose_scale", "fit_detector"]
@@ -64,14 +65,17 @@ def fit_detector(
     device: str = "cpu",
     checkpoint_url: str | None = None,
     report: Callable[[str], None] = lambda _: None,
+    team: Team = ALONE,
 ) -> FittedDetector:
     """Train a detector on `train`; thresholds and scores come from `val`, which it never learns from.
 
     `train` needs at least two good images, `val` one; defective images are optional in both. Images are kept at
     network scale, so a sequence that reads them when asked holds little. `progress` is called after each epoch. With a
     `checkpoint_url` the training is written there as it goes; called again with the same images, settings and seed, it
-    goes on from there and ends as if it had run through; `report` is told of a checkpoint that does not fit. Raises
-    `DataError` where the images cannot be trained on, `TrainingError` "not-finite" that names the images.
+    goes on from there and ends as if it had run through; `report` is told of a checkpoint that does not fit. Each
+    process of a `team` calls this with the same images, and all get the same; the first keeps the checkpoint. Raises
+    `DataError` where the images cannot be trained on, `TrainingError`: "not-finite" that names the images,
+    "workers-failed" where those of the team differ.
     """
     if settings.scale is None:
         settings = settings.model_copy(update={"scale": choose_scale([image.grey.shape for image in train])})
@@ -79,11 +83,13 @@ def fit_detector(
     prepared = [_prepare(image, settings.scale) for image in train]
     held_out = [_prepare(image, settings.scale) for image in val]
     _check_labels(prepared, held_out, settings)
+    purpose = _purpose(prepared, held_out, settings, seed)
+    team.agree(purpose, "images or settings")
     checkpoints = None
     if checkpoint_url is not None:
-        checkpoints = CheckpointFile(checkpoint_url, _purpose(prepared, held_out, settings, seed), report)
-    network, history = Trainer(prepared, settings, seed, device).run(held_out, progress, checkpoints)
-    maps = [judge(network, image.grey) for image in held_out]
+        checkpoints = CheckpointFile(checkpoint_url, purpose, report)
+    network, history = Trainer(prepared, settings, seed, device, team).run(held_out, progress, checkpoints)
+    maps = team.spread(lambda image: judge(network, image.grey), held_out)
     labels = np.array([image.defective for image in held_out], np.bool_)
     good, defective = ([found for found, is_bad in zip(maps, labels, strict=True) if is_bad == kind] for kind in (0, 1))
     threshold = choose_map_threshold(good, defective)

@@ -1,7 +1,8 @@
 """The training loop of one detector: steps, averaged weights, validation, early stop, checkpoints.
 
 Same images, settings, seed and number of threads: the same weights, as long as the time limit does not bite; resumed
-from a checkpoint or run through.
+from a checkpoint or run through. Several processes may go through it together, as a `Team`: each has all images, and
+computes on its share of each batch.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from sbdzsl.sbdd.predict import judge, ready
 from sbdzsl.sbdd.sampling import BalancedBatches
 from sbdzsl.sbdd.segdec import SegDec, map_size, pad_sides
 from sbdzsl.sbdd.start import start_weights
+from sbdzsl.sbdd.team import ALONE, Team, share_norms
 
 #: An epoch is every positive once with as many negatives, yet at least so many images.
 MIN_EPOCH_IMAGES = 96
@@ -114,12 +116,15 @@ class _Clock:
 class Trainer:
     """One training: network, running mean of its weights, optimiser, batches, and where it stands."""
 
-    def __init__(self, images: Sequence[Prepared], settings: DetectorSettings, seed: int, device: str) -> None:
+    def __init__(
+        self, images: Sequence[Prepared], settings: DetectorSettings, seed: int, device: str, team: Team = ALONE
+    ) -> None:
         self._images = images
         self._settings = settings
         self._device = torch.device(device)
-        self._in_bfloat16 = settings.precision == "bfloat16" or (
-            settings.precision == "auto" and has_fast_bfloat16(self._device)
+        self._team = team
+        self._in_bfloat16 = team.from_first(
+            settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16(self._device))
         )
         self._generator = np.random.default_rng(seed)
         self._drawer = DefectDrawer([(i.grey, i.mask) for i in images if i.mask is not None])
@@ -135,6 +140,7 @@ class Trainer:
             self._network = build_network(settings)
         if settings.start == "pretrained" and (weights := start_weights(settings)) is not None:
             self._network.load_state_dict(weights)
+        share_norms(self._network, team)
         self._network = self._network.to(self._device).channels_last()
         self._mean = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._best: dict[str, Tensor] = {}
@@ -148,7 +154,11 @@ class Trainer:
         self, val: Sequence[Prepared], progress: Callable[[Progress], None] | None, checkpoints: CheckpointFile | None
     ) -> tuple[SegDec, tuple[Progress, ...]]:
         """Train to the planned end, to the time limit or until validation stops to gain; the network and each epoch."""
-        if checkpoints is not None and (found := checkpoints.load()) is not None:
+        team = self._team
+        found = checkpoints.load() if checkpoints is not None and team.is_first else None
+        if team.size > 1:  # all begin with the first one's weights, which other processors may have drawn otherwise
+            found = team.from_first(found or self._checkpoint())
+        if found is not None:
             self._restore(found)
         clock = _Clock(60 * self._settings.max_minutes, self._history[-1].seconds if self._history else 0.0)
         planned = self._settings.epochs * self._steps_per_epoch
@@ -157,16 +167,17 @@ class Trainer:
         total = first if self._settings.max_minutes <= self._ended_at_minutes else planned
         while self._step_number < total and not self._has_stalled():
             losses: list[tuple[float, float]] = []
-            for batch in self._batches.draw(self._steps_per_epoch):
+            for batch in team.from_first(self._batches.draw(self._steps_per_epoch)):
                 losses.append(self._step(batch, total))
-                total = min(planned, clock.affordable_steps(self._step_number, first))
+                total = team.from_first(min(planned, clock.affordable_steps(self._step_number, first)))
                 if self._step_number >= total:
                     break
             record = self._record(total, losses, val, clock.elapsed_s())
             is_last = self._step_number >= total or self._has_stalled()
             if is_last:
                 self._ended_at_minutes = self._settings.max_minutes
-            if checkpoints is not None and (is_last or clock.elapsed_s() - saved_s > CHECKPOINT_EVERY_S):
+            is_due = is_last or clock.elapsed_s() - saved_s > CHECKPOINT_EVERY_S
+            if checkpoints is not None and team.is_first and is_due:
                 checkpoints.save(self._checkpoint())
                 saved_s = clock.elapsed_s()
             if progress is not None:
@@ -194,7 +205,7 @@ class Trainer:
         val_ap = None
         if epoch == epochs or epoch % max(1, epochs // NUM_VALIDATIONS) == 0:
             network = self._inference_network(self._mean)
-            scores = np.array([judge(network, image.grey).score for image in val], np.float64)
+            scores = np.array(self._team.spread(lambda image: judge(network, image.grey).score, val), np.float64)
             val_ap = average_precision(np.array([image.defective for image in val], np.bool_), scores)
             best = max((record.val_ap or 0.0 for record in self._history), default=0.0)
             # At a tie the later weights: they have seen more.
@@ -209,8 +220,8 @@ class Trainer:
         for group in self._optimiser.param_groups:
             constant = self._settings.optimiser == "sgd"
             group["lr"] = self._settings.learning_rate * (1.0 if constant else one_cycle(done))
-        grey, planes, defective, known = self._assemble([self._images[index] for index in batch])
-        targets = cell_targets((planes[:, :1] > 0.5).float(), planes[:, 1:], self._settings)
+        team, count = self._team, len(batch)
+        grey, targets, defective, known = self._assemble([self._images[index] for index in batch])
         self._network.train()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16):
             x = pad_sides(grey, self._network.SIDE_MULTIPLE).contiguous(memory_format=torch.channels_last)
@@ -219,15 +230,18 @@ class Trainer:
                 encoded, targets, defective = self._with_noise(encoded, targets, defective)
             size = map_size(grey.shape[-2], grey.shape[-1])
             decision_logits, map_logits = self._network.conclude(encoded, size, self.decision_gradient)
-        segmentation = segmentation_loss(map_logits.float(), targets, known, self._settings.dice_weight)
-        segmentation = segmentation + self._settings.weak_weight * weak_map_loss(map_logits.float(), defective, known)
-        decision = decision_loss(decision_logits.float(), defective)
+        decision_logits = team.whole(decision_logits.float(), count)
+        map_logits = team.whole(map_logits.float(), count)
+        segmentation = segmentation_loss(map_logits, targets, known, self._settings.dice_weight)
+        segmentation = segmentation + self._settings.weak_weight * weak_map_loss(map_logits, defective, known)
+        decision = decision_loss(decision_logits, defective)
         segmentation_weight, decision_weight = balance(done, self._settings.loss_balance)
         loss = segmentation_weight * segmentation + decision_weight * decision
         if not torch.isfinite(loss):
             raise self._not_finite(batch, decision_logits, map_logits, loss)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        team.sum_gradients(self._network.parameters())
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
         self._average()
@@ -237,16 +251,19 @@ class Trainer:
     def _with_noise(
         self, encoded: Tensor, targets: CellTargets, defective: Tensor
     ) -> tuple[Tensor, CellTargets, Tensor]:
-        """Noise in places of the encoding [B, C, H / 8, W / 8] of every other good image, then taken for a defect.
+        """Noise in places of the encoding of every other good image, then taken for a defect.
 
-        After SuperSimpleNet (Rolih et al. 2024), with the deviation of each channel as the unit.
+        `encoded` [b, C, H / 8, W / 8] is of this worker's rows, `targets` and `defective` are of all of the batch.
+        After SuperSimpleNet (Rolih et al. 2024), with the deviation of each channel over the batch as the unit.
         """
-        chosen = (defective == 0).cpu().numpy() & (self._generator.random(len(defective)) < 0.5)
+        count = len(defective)
+        chosen = (defective == 0).cpu().numpy() & (self._generator.random(count) < 0.5)
         rows, columns = encoded.shape[-2:]
         places = np.stack([perlin_places((rows, columns), self._generator) & take for take in chosen])[:, None]
-        noise = self._generator.standard_normal(encoded.shape, np.float32) * places
-        spread = encoded.detach().float().std(dim=(0, 2, 3), keepdim=True)
-        added = torch.from_numpy(noise).to(encoded.device) * spread * self._settings.feature_noise
+        noise = self._generator.standard_normal((count, *encoded.shape[1:]), np.float32) * places
+        spread = self._team.whole(encoded.detach().float(), count).std(dim=(0, 2, 3), keepdim=True)
+        mine = torch.from_numpy(noise[self._team.rows(count)]).to(encoded.device)
+        added = mine * spread * self._settings.feature_noise
         h, w = targets.defect.shape[-2:]
         noisy = torch.from_numpy(places[..., :h, :w]).to(encoded.device, torch.float32)
         raised = CellTargets(
@@ -268,23 +285,25 @@ class Trainer:
             f"learning_rate (found {self._settings.learning_rate})",
         )
 
-    def _assemble(self, images: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images as grey [B, 1, H, W], mask and sureness [B, 2, H, W], labels [B], and who knows its cells [B].
+    def _assemble(self, images: Sequence[Prepared]) -> tuple[Tensor, CellTargets, Tensor, Tensor]:
+        """Grey [b, 1, H, W] of this worker's rows; of all B rows the targets, labels [B], and who knows its cells [B].
 
         Smaller images are mirrored up to the largest, mask and all, so that no pixel is other than surface.
         """
         height = max(image.grey.shape[0] for image in images)
         width = max(image.grey.shape[1] for image in images)
+        team, count = self._team, len(images)
+        rows = team.rows(count)
         stack, defective, known = [], [], []
-        for image in images:
+        for image, generator in zip(images[rows], self._generators(count)[rows], strict=True):
             grey, mask = image.grey, image.mask
-            if not image.defective and self._generator.random() < self._settings.drawn_defects:
-                grey, mask = self._drawer.draw(grey, self._generator)
+            if not image.defective and generator.random() < self._settings.drawn_defects:
+                grey, mask = self._drawer.draw(grey, generator)
             defective.append(image.defective or mask is not None)
             known.append(not image.defective or mask is not None)
             mask = np.zeros(grey.shape, np.bool_) if mask is None else dilate(mask, self._settings.dilation_px)
             planes = np.dstack([grey, mask, distance_weights(mask, self._settings.distance_power)]).astype(np.float32)
-            planes = augment(planes, self._generator) if self._settings.augmentation else planes
+            planes = augment(planes, generator) if self._settings.augmentation else planes
             bottom, right = height - grey.shape[0], width - grey.shape[1]
             stack.append(cv2.copyMakeBorder(planes, 0, bottom, 0, right, cv2.BORDER_REFLECT))
         batch = torch.from_numpy(np.stack(stack))
@@ -292,7 +311,19 @@ class Trainer:
             batch = batch.pin_memory()
         batch = batch.to(self._device, torch.float32, non_blocking=True).permute(0, 3, 1, 2)
         labels = torch.tensor([defective, known], dtype=torch.float32, device=self._device)
-        return batch[:, :1], batch[:, 1:], labels[0], labels[1]
+        mine = cell_targets((batch[:, 1:2] > 0.5).float(), batch[:, 2:], self._settings)
+        targets = CellTargets(team.whole(mine.defect, count), team.whole(mine.weight, count))
+        return batch[:, :1], targets, team.whole(labels[0], count), team.whole(labels[1], count)
+
+    def _generators(self, count: int) -> list[np.random.Generator]:
+        """Where the chance of each of `count` images comes from: alone, one stream goes from image to image.
+
+        In a team each image has a stream of its own, so that nobody draws for the others, and a batch is the same for
+        any number of workers but one.
+        """
+        if self._team.size == 1:
+            return [self._generator] * count
+        return [np.random.default_rng(seed) for seed in self._generator.integers(2**63, size=count)]
 
     @torch.no_grad()
     def _average(self) -> None:
