@@ -77,3 +77,35 @@ def test_an_option_that_would_have_no_effect_is_refused(words: list[str], capsys
 def test_what_is_wrong_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_sweep_and_training_are_of_the_runs_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    settings = load(PipelineSettings, "{unseen: [cork], seed: 5, tune: {trials: 3}, cluster: {workers: 2}}")
+    base, found = TrainSettings(), TrainSettings(detector=DetectorSettings(epochs=7))
+
+    def instead(name: str, result: Any) -> Any:
+        def called(*given: Any, **named: Any) -> Any:
+            asked[name] = given, named
+            return result
+
+        return called
+
+    monkeypatch.setattr(pipeline, "tune_on_cluster", instead("tune", found))
+    monkeypatch.setattr(pipeline, "train_on_cluster", instead("train", "bundle"))
+    monkeypatch.setattr(pipeline, "run", instead("run", "outcome"))
+    assert pipeline.run_on_cluster(settings, "anna", "weekly", "head:6379", print) == "outcome"
+    (_, train, *who), named = asked["run"]
+    assert who == ["anna", "weekly"]
+    assert named["tune"]("manifest", "out/tune", base) == found
+    assert asked["tune"] == (
+        ("manifest", "out/tune", base, settings.tune, 5, ("cork",)),
+        {"address": "head:6379", "report": print},
+    )
+    assert train("manifest", "out/bundle", found) == "bundle"
+    (given, options) = asked["train"]
+    assert given == ("manifest", "out/bundle", found, settings.cluster)
+    assert options["seed"] == 5
+    assert options["unseen"] == ("cork",)
+    assert options["address"] == "head:6379"
+    assert options["allow_missing"] is False

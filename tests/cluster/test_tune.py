@@ -85,25 +85,23 @@ def test_detectors_are_tuned_by_their_validation_ap(local_ray: None, trained: Tr
 
 
 def test_each_end_of_a_trial_is_in_the_study(local_ray: None, tmp_path: Path) -> None:
-    lines = list[str]()
-    settings = sweep(trials=6, max_failed=100, startup_trials=100)
-    with opened(tmp_path / "j", settings, lines.append) as study:
+    lines, ends = list[str](), {0.2: "not-finite", 0.5: "ZeroDivisionError", 8.0: "its process died", 2.0: None}
+    with opened(tmp_path / "j", sweep(trials=2), lines.append) as study:
+        for prior in ends:
+            study.study.enqueue_trial({"router.shrinkage": 0.2, "router.own_prior": prior})
         run_trials(Formula(fails=True), BASE, study, CREW, time.monotonic() + 300, lines.append)
-        assert study.num_finished >= 6
-    for one in trials_of(tmp_path / "j"):
-        prior, reason = one.params["router.own_prior"], one.user_attrs.get("reason")
-        if 1.0 <= prior <= 5.0:
-            assert one.state in FINISHED
-            assert reason is None
-            continue
-        assert one.state == TrialState.FAIL
-        assert f"trial {one.number} failed: {reason}" in lines
-        if prior < 0.3:
-            assert reason == "not-finite: the loss is nan"
-        elif prior < 1.0:
-            assert reason.startswith("ZeroDivisionError: a mistake of ours (")
-        else:
-            assert reason.startswith("its process died: ")
+        assert (study.num_finished, study.num_failed, study.num_live) == (2, 3, 0)
+    given, *trials = trials_of(tmp_path / "j")
+    assert (given.state, given.values) == (TrialState.COMPLETE, [0.6])
+    assert [one.params["router.own_prior"] for one in trials] == list(ends)
+    for one, beginning in zip(trials, ends.values(), strict=True):
+        reason = one.user_attrs.get("reason")
+        assert one.state in (FINISHED if beginning is None else (TrialState.FAIL,))
+        if beginning is not None:
+            assert reason.startswith(beginning)
+            assert f"trial {one.number} failed: {reason}" in lines
+    assert trials[0].user_attrs["reason"] == "not-finite: the loss is nan"
+    assert "a mistake of ours (" in trials[1].user_attrs["reason"]
 
 
 def test_too_many_failures_and_too_little_time_end_it(local_ray: None, tmp_path: Path) -> None:
