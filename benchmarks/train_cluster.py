@@ -1,6 +1,6 @@
 """Ten drawn surfaces trained in one process and on a cluster of two nodes, of which one is lost half-way.
 
-python benchmarks/train_cluster.py [--images 200] [--epochs 8] [--naive 4]
+python benchmarks/train_cluster.py [--surfaces 10] [--images 200] [--epochs 8] [--naive 4]
 
 1. `single`: one process, as many threads as the cluster has workers.
 2. `cluster`: two nodes of one CPU each on this machine (`ray.cluster_utils.Cluster`), a worker of one thread on each.
@@ -43,17 +43,18 @@ from sbdzsl.datasets import synthetic
 from sbdzsl.training import plan_training
 
 KEPT = audit_lab.ROOT / "runs" / "train"
-SURFACES = tuple(synthetic.SURFACES)[:10]
+SURFACES = tuple(synthetic.SURFACES)
 NODES = 2
 SPREAD = ClusterSettings(workers=NODES, cpus_per_worker=1, gpus_per_worker=0)
 
 
-def drawn_manifest(num_images: int) -> Path:
+def drawn_manifest(num_surfaces: int, num_images: int) -> Path:
     """A manifest of `num_images` drawn images of each surface; drawn once."""
-    folder = KEPT / f"lake-{len(SURFACES)}x{num_images}"
+    folder = KEPT / f"lake-{num_surfaces}x{num_images}"
     manifest = folder.with_suffix(".parquet")
     if not manifest.exists():
-        synthetic.write_lake(str(folder), num_images * len(SURFACES), 7, SURFACES, 256, defect_share=0.2)
+        surfaces = SURFACES[:num_surfaces]
+        synthetic.write_lake(str(folder), num_images * num_surfaces, 7, surfaces, 256, defect_share=0.2)
         table = datasets.samples_to_table(datasets.ingest("dagm", str(folder), seed=0).samples)
         lake.write_manifest(table, str(manifest))
     return manifest
@@ -143,11 +144,13 @@ def naive(manifest: Path, epochs: int, number: int, address: str) -> dict[str, A
         "surfaces": number,
         "surfaces_done_s": round(wall, 1),
         "each_s": [round(seconds, 1) for seconds in each],
-        "for_all_in_proportion_s": round(wall * len(SURFACES) / number, 1),
+        "for_all_in_proportion_s": round(wall * len(plan.surfaces) / number, 1),
     }
 
 
-def lost_node(manifest: Path, epochs: int, cluster: Cluster, nodes: list[Any], nets: dict[str, str]) -> dict[str, Any]:
+def lost_node(
+    manifest: Path, num_surfaces: int, epochs: int, cluster: Cluster, nodes: list[Any], nets: dict[str, str]
+) -> dict[str, Any]:
     """Half-way a node is killed, then the driver; the same command again must end the work, and only that."""
     bundle = fresh("lost-node")
     words = spread(cluster.address)
@@ -156,7 +159,7 @@ def lost_node(manifest: Path, epochs: int, cluster: Cluster, nodes: list[Any], n
 
     def disturb(line: str) -> None:
         finished = len(first.finished())
-        if not lost_at and finished >= len(SURFACES) // 2:
+        if not lost_at and finished >= num_surfaces // 2:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
             lost_at.append(finished)
         elif lost_at and finished > lost_at[0] and first.process.poll() is None:
@@ -196,12 +199,13 @@ def spread(address: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--surfaces", type=int, default=10, help="at most ten; fewer to try it")
     parser.add_argument("--images", type=int, default=200, help="of each surface")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--naive", type=int, default=4, help="surfaces that are trained by a run each")
     given = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    manifest = drawn_manifest(given.images)
+    manifest = drawn_manifest(given.surfaces, given.images)
     load_before = os.getloadavg()[0]
     single = trained_whole(Command(fresh("single"), manifest, given.epochs, NODES))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -210,12 +214,12 @@ def main() -> None:
         bundle = fresh("cluster")
         spread_out = trained_whole(Command(bundle, manifest, given.epochs, 1, *spread(cluster.address)))
         one_by_one = naive(manifest, given.epochs, given.naive, cluster.address)
-        disturbed = lost_node(manifest, given.epochs, cluster, nodes, nets_of(bundle))
+        disturbed = lost_node(manifest, given.surfaces, given.epochs, cluster, nodes, nets_of(bundle))
     finally:
         ray.shutdown()
         cluster.shutdown()
     figures: dict[str, Any] = {
-        "surfaces": len(SURFACES),
+        "surfaces": given.surfaces,
         "images_per_surface": given.images,
         "epochs": given.epochs,
         "nodes": NODES,
