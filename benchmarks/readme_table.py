@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import audit_tables
+import cluster_tables
 import sbad_tables
 import sbdd_tables
 import serve_tables
@@ -286,6 +287,7 @@ STUDIES: dict[str, Callable[[dict[str, Any]], list[Row]]] = (
     }
     | audit_tables.STUDIES
     | serve_tables.STUDIES
+    | cluster_tables.STUDIES
 )
 
 
