@@ -140,6 +140,7 @@ def searched(space: str, manifest: Path, unseen: Sequence[str], suffix: str, *mo
     return {
         "trials": summary["trials"],
         "distinct_finished_or_pruned": len({json.dumps(one.params, sort_keys=True) for one in finished}),
+        "folds_judged": sum(one.user_attrs["steps"] for one in finished),
         "best": summary["best"],
         "given": summary["given"],
         "importance": summary["importance"],

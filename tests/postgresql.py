@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -46,7 +47,7 @@ def postgresql() -> Iterator[str]:
         _wait(port, server, Path(folder, "log"))
         yield f"postgresql+psycopg://sweep@127.0.0.1:{port}/postgres"
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # by SIGTERM it would wait for clients, whose pools keep connections
         server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -60,8 +60,8 @@ def write_results(study: SweepStudy, base: TrainSettings, out: str) -> SweepResu
     """Write `recipe.yaml`, `study.json`, `trials.csv` and two plots to the folder or URL `out`.
 
     The best trial is the one with the highest H or AP; of several, the quickest to judge where that is an objective,
-    and else the first, which may be the settings given. Raises `TrainingError`
-    "trials-failed" where no trial was completed.
+    and else the first, which may be the settings given. Raises `TrainingError` "trials-failed" where no trial was
+    completed.
     """
     trials = [one for one in study.study.get_trials(deepcopy=False) if one.state != TrialState.WAITING]
     complete = [one for one in trials if one.state == TrialState.COMPLETE]
