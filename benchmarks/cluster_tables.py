@@ -15,8 +15,8 @@ def trained(figures: dict[str, Any]) -> list[Row]:
     same = "the undisturbed bundle's nets" if lost["same_nets_as_undisturbed"] else "other nets"
     return [
         (
-            f"{figures['surfaces']} drawn surfaces trained on {figures['nodes']} nodes of one core, over one process with "
-            "two threads",
+            f"{figures['surfaces']} drawn surfaces trained on {figures['nodes']} nodes of one core, over one process "
+            "with two threads",
             f"≤ 1.10 + 45 s: {figures['goal_s']:.0f} s",
             f"{spread:.0f} s over {single:.0f} s: {figures['ratio_of_wall_times']:.2f}",
         ),
@@ -53,14 +53,14 @@ def sweep(figures: dict[str, Any]) -> list[Row]:
     counts = search["trials"]
     return [
         (
-            f"Sweep of the gate, {found['seen']} seen real surfaces, driver killed at {search['finished_at_kill']} trials: "
-            "distinct finished or pruned ones in the end; lost or changed",
+            f"Sweep of the gate, {found['seen']} seen real surfaces, driver killed at {search['finished_at_kill']} "
+            "trials: distinct finished or pruned ones in the end; lost or changed",
             "40; 0",
             f"{search['distinct_finished_or_pruned']} ({counts['complete']} finished, {counts['pruned']} pruned); "
             f"{search['finished_at_kill'] - search['finished_at_kill_and_unchanged']}",
         ),
         (
-            f"– H on pseudo-unseen surfaces, and on {len(found['unseen'])} truly unseen ones: found, beside the defaults",
+            f"– H on pseudo-unseen surfaces, and on {len(found['unseen'])} truly unseen ones: found; by the defaults",
             "",
             f"{search['best']['value']:.3f}, {best['h']:.3f}; {search['given']['value']:.3f}, {given['h']:.3f}",
         ),
