@@ -42,4 +42,4 @@ def test_a_training_on_a_cluster_writes_its_bundle_to_s3(trained: Trained, tmp_p
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"bundle {trained.bundle.digest[:16]} -> s3://lake/trained" in done.stdout
         left = subprocess.run([sys.executable, "-c", list_it], env=environment, capture_output=True, text=True)
-    assert {name.rpartition(".")[2] for name in left.stdout.split()} == {"png"}, left.stdout + left.stderr
+    assert {name.rpartition(".")[2] for name in left.stdout.split()} == {"json", "png"}, left.stdout + left.stderr
