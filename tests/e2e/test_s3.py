@@ -29,7 +29,7 @@ def test_the_whole_path_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_training_on_a_cluster_writes_its_bundle_to_s3(trained: Trained, tmp_path: Path) -> None:
-    """What the workers bring goes through the store; nothing but the bundle and its pictures stays there."""
+    """What the workers bring goes through the store; nothing but the bundle and how its nets learnt stays there."""
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL.model_dump(exclude_defaults=True)))
     words = ["--manifest", trained.manifest_uri, "--unseen", UNSEEN, "--config", str(tmp_path / "small.yaml")]
     words += ["--cluster-config", "{workers: 2, cpus_per_worker: 1, gpus_per_worker: 0}", "--address", "local"]
