@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_sweep_and_training_are_of_the_runs_data(monkeypatch: pytest.MonkeyPatch
 
         return called
 
-    monkeypatch.setattr(pipeline, "tune_on_cluster", instead("tune", found))
+    monkeypatch.setattr(pipeline, "tune_on_cluster", instead("tune", SimpleNamespace(recipe=found)))
     monkeypatch.setattr(pipeline, "train_on_cluster", instead("train", "bundle"))
     monkeypatch.setattr(pipeline, "run", instead("run", "outcome"))
     assert pipeline.run_on_cluster(settings, "anna", "weekly", "head:6379", print) == "outcome"

@@ -54,9 +54,9 @@ def tune(
     if submit is not None:
         raise typer.Exit(submit_verb("tune", ctx.obj, submit, {"--config": base, "--search": sweep}))
     # Ray is imported where it is asked for, so that all else starts without it.
-    from sbdzsl.cluster.tune import sweep_on_cluster
+    from sbdzsl.cluster.tune import tune_on_cluster
 
-    found = sweep_on_cluster(lake.read_manifests(manifest), out, base, sweep, seed, unseen or (), address, say)
+    found = tune_on_cluster(lake.read_manifests(manifest), out, base, sweep, seed, unseen or (), address, say)
     _print_trials(found)
     say(f"recipe of trial {found.best.number} -> {lake.join(out, 'recipe.yaml')}")
 

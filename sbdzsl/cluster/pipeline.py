@@ -39,8 +39,9 @@ def run_on_cluster(
 
     def tune(manifest: pa.Table, out: str, base: TrainSettings) -> TrainSettings:
         assert settings.tune is not None
-        return tune_on_cluster(
+        found = tune_on_cluster(
             manifest, out, base, settings.tune, settings.seed, settings.unseen, address=address, report=report
         )
+        return found.recipe
 
     return run(settings, train, by, reason, report=report, tune=tune)

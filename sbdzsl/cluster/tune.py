@@ -80,20 +80,6 @@ def tune_on_cluster(
     unseen: Sequence[str] = (),
     address: str | None = None,
     report: Report = print,
-) -> TrainSettings:
-    """The best settings that a sweep finds, starting from `base`; see `sweep_on_cluster`."""
-    return sweep_on_cluster(manifest, out, base, sweep, seed, unseen, address, report).recipe
-
-
-def sweep_on_cluster(
-    manifest: pa.Table,
-    out: str,
-    base: TrainSettings,
-    sweep: SweepSettings,
-    seed: int = 0,
-    unseen: Sequence[str] = (),
-    address: str | None = None,
-    report: Report = print,
 ) -> SweepResult:
     """Search `sweep.trials` settings of one stage on the seen surfaces, write results to `out`, a folder or URL.
 

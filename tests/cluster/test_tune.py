@@ -52,7 +52,7 @@ def test_a_sweep_ends_in_a_recipe_and_is_not_run_twice(local_ray: None, trained:
     lines = list[str]()
 
     def again(manifest: pa.Table) -> TrainSettings:
-        return tune_on_cluster(manifest, str(tmp_path), SMALL, GATE, 0, (UNSEEN,), report=lines.append)
+        return tune_on_cluster(manifest, str(tmp_path), SMALL, GATE, 0, (UNSEEN,), report=lines.append).recipe
 
     recipe = again(with_lost_files(trained.manifest))
     assert load(TrainSettings, tmp_path / "recipe.yaml") == recipe
@@ -75,7 +75,8 @@ def test_detectors_are_tuned_by_their_validation_ap(local_ray: None, trained: Tr
     settings = SweepSettings.model_validate({"stage": "sbdd", "space": space, "trials": 2})
     base = SMALL.model_copy(update={"detector": DetectorSettings(epochs=1, width=0.5)})
     lines = list[str]()
-    recipe = tune_on_cluster(trained.manifest, str(tmp_path), base, settings, 0, (UNSEEN,), report=lines.append)
+    found = tune_on_cluster(trained.manifest, str(tmp_path), base, settings, 0, (UNSEEN,), report=lines.append)
+    recipe = found.recipe
     assert "2 trials to go, of 3 surfaces each; 2 at once on 1 CPU, cpu" in lines
     assert 1e-3 <= recipe.detector.learning_rate <= 1e-2
     assert recipe.detector.width == 0.5
