@@ -28,12 +28,13 @@ from sbdzsl.datasets.random_textures import draw_surface
 from sbdzsl.metrics import average_precision
 from sbdzsl.sbdd import start
 from sbdzsl.sbdd.augment import DefectDrawer, augment
+from sbdzsl.sbdd.batch import dilate
 from sbdzsl.sbdd.engine import TorchEngine
 from sbdzsl.sbdd.fit import choose_scale
 from sbdzsl.sbdd.lite import SegDecLite
 from sbdzsl.sbdd.loss import cell_targets, decision_loss, distance_weights, segmentation_loss
 from sbdzsl.sbdd.predict import ready, shrink
-from sbdzsl.sbdd.trainer import dilate, has_fast_bfloat16, one_cycle
+from sbdzsl.sbdd.trainer import has_fast_bfloat16, one_cycle
 
 SURFACES_PER_STEP = 8
 SHAPES = ((192, 192), (256, 160), (160, 256))

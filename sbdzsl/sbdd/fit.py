@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import DataError, TrainingError
+from sbdzsl.sbdd.batch import Prepared
 from sbdzsl.sbdd.checkpoint import CheckpointFile
 from sbdzsl.sbdd.predict import DefectMap, Detector, judge, network_size, shrink
 from sbdzsl.sbdd.team import ALONE, Team
-from sbdzsl.sbdd.trainer import Prepared, Progress, Trainer
+from sbdzsl.sbdd.trainer import Progress, Trainer
 
 __all__ = ["FittedDetector", "Progress", "TrainingImage", "choose_map_threshold", "choose_scale", "fit_detector"]
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,14 +22,13 @@ from torch import Tensor
 from sbdzsl.config import DetectorSettings
 from sbdzsl.errors import TrainingError
 from sbdzsl.metrics import average_precision
-from sbdzsl.sbdd.augment import DefectDrawer, augment, perlin_places
+from sbdzsl.sbdd.augment import perlin_places
+from sbdzsl.sbdd.batch import Assembler, Prepared
 from sbdzsl.sbdd.checkpoint import Checkpoint, CheckpointFile
 from sbdzsl.sbdd.loss import (
     CellTargets,
     balance,
-    cell_targets,
     decision_loss,
-    distance_weights,
     segmentation_loss,
     weak_map_loss,
 )
@@ -63,16 +61,6 @@ CHECKPOINT_EVERY_S = 30.0
 
 #: The first steps fill caches and choose kernels: they say little about the time of the others.
 WARM_STEPS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A training image in network pixels; `mask` as it was labelled, None where nobody drew it."""
-
-    image_id: str
-    grey: NDArray[np.float32]
-    defective: bool
-    mask: NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +115,7 @@ class Trainer:
             settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16(self._device))
         )
         self._generator = np.random.default_rng(seed)
-        self._drawer = DefectDrawer([(i.grey, i.mask) for i in images if i.mask is not None])
+        self._assembler = Assembler(images, settings, self._generator, self._device, team)
         positives = [index for index, image in enumerate(images) if image.defective]
         negatives = [index for index, image in enumerate(images) if not image.defective]
         sizes = [image.grey.shape[:2] for image in images]
@@ -221,7 +209,7 @@ class Trainer:
             constant = self._settings.optimiser == "sgd"
             group["lr"] = self._settings.learning_rate * (1.0 if constant else one_cycle(done))
         team, count = self._team, len(batch)
-        grey, targets, defective, known = self._assemble([self._images[index] for index in batch])
+        grey, targets, defective, known = self._assembler.assemble([self._images[index] for index in batch])
         self._network.train()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16):
             x = pad_sides(grey, self._network.SIDE_MULTIPLE).contiguous(memory_format=torch.channels_last)
@@ -285,46 +273,6 @@ class Trainer:
             f"learning_rate (found {self._settings.learning_rate})",
         )
 
-    def _assemble(self, images: Sequence[Prepared]) -> tuple[Tensor, CellTargets, Tensor, Tensor]:
-        """Grey [b, 1, H, W] of this worker's rows; of all B rows the targets, labels [B], and who knows its cells [B].
-
-        Smaller images are mirrored up to the largest, mask and all, so that no pixel is other than surface.
-        """
-        height = max(image.grey.shape[0] for image in images)
-        width = max(image.grey.shape[1] for image in images)
-        team, count = self._team, len(images)
-        rows = team.rows(count)
-        stack, defective, known = [], [], []
-        for image, generator in zip(images[rows], self._generators(count)[rows], strict=True):
-            grey, mask = image.grey, image.mask
-            if not image.defective and generator.random() < self._settings.drawn_defects:
-                grey, mask = self._drawer.draw(grey, generator)
-            defective.append(image.defective or mask is not None)
-            known.append(not image.defective or mask is not None)
-            mask = np.zeros(grey.shape, np.bool_) if mask is None else dilate(mask, self._settings.dilation_px)
-            planes = np.dstack([grey, mask, distance_weights(mask, self._settings.distance_power)]).astype(np.float32)
-            planes = augment(planes, generator) if self._settings.augmentation else planes
-            bottom, right = height - grey.shape[0], width - grey.shape[1]
-            stack.append(cv2.copyMakeBorder(planes, 0, bottom, 0, right, cv2.BORDER_REFLECT))
-        batch = torch.from_numpy(np.stack(stack))
-        if self._device.type == "cuda":
-            batch = batch.pin_memory()
-        batch = batch.to(self._device, torch.float32, non_blocking=True).permute(0, 3, 1, 2)
-        labels = torch.tensor([defective, known], dtype=torch.float32, device=self._device)
-        mine = cell_targets((batch[:, 1:2] > 0.5).float(), batch[:, 2:], self._settings)
-        targets = CellTargets(team.whole(mine.defect, count), team.whole(mine.weight, count))
-        return batch[:, :1], targets, team.whole(labels[0], count), team.whole(labels[1], count)
-
-    def _generators(self, count: int) -> list[np.random.Generator]:
-        """Where the chance of each of `count` images comes from: alone, one stream goes from image to image.
-
-        In a team each image has a stream of its own, so that nobody draws for the others, and a batch is the same for
-        any number of workers but one.
-        """
-        if self._team.size == 1:
-            return [self._generator] * count
-        return [np.random.default_rng(seed) for seed in self._generator.integers(2**63, size=count)]
-
     @torch.no_grad()
     def _average(self) -> None:
         """Move the running mean towards the weights: a plain mean at first, then over `AVERAGED_STEPS`."""
@@ -385,14 +333,6 @@ def one_cycle(progress: float) -> float:
     if progress < WARM_UP:
         return START_RATE + (1 - START_RATE) * 0.5 * (1 - math.cos(math.pi * progress / WARM_UP))
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
-
-
-def dilate(mask: NDArray[np.bool_], size_px: int) -> NDArray[np.bool_]:
-    """A mask [H, W] widened by a disc of diameter `size_px`; it stays a mask of True and False."""
-    if size_px == 1:
-        return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size_px, size_px))
-    return cv2.dilate(mask.view(np.uint8), disc).astype(np.bool_)
 
 
 def _decision_gradient(images: Sequence[Prepared], settings: DetectorSettings) -> float:

@@ -21,10 +21,11 @@ from sbdzsl.errors import TrainingError
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbdd import trainer as trainer_module
+from sbdzsl.sbdd.batch import Prepared
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 from sbdzsl.sbdd.loss import CellTargets
 from sbdzsl.sbdd.team import Team
-from sbdzsl.sbdd.trainer import Prepared, Trainer
+from sbdzsl.sbdd.trainer import Trainer
 from sbdzsl.surface_training import embed_images
 
 SIZE = 2
@@ -78,9 +79,11 @@ def one_step(team: Team, images: Sequence[TrainingImage], settings: DetectorSett
     trainer = Trainer(prepared, settings, 3, "cpu", team)
     if team.size == 1:
         streams = trainer._generator
-        trainer._generators = lambda count: [np.random.default_rng(s) for s in streams.integers(2**63, size=count)]
-    assemble = trainer._assemble
-    trainer._assemble = lambda images: tuple(_in_float64(part) for part in assemble(images))
+        trainer._assembler._generators = lambda count: [
+            np.random.default_rng(s) for s in streams.integers(2**63, size=count)
+        ]
+    assemble = trainer._assembler.assemble
+    trainer._assembler.assemble = lambda images: tuple(_in_float64(part) for part in assemble(images))
     trainer._network.double()
     trainer._mean = {name: value.clone() for name, value in trainer._network.state_dict().items()}
     losses = trainer._step(trainer._batches.draw(1)[0], 40)

@@ -11,6 +11,7 @@ import torch
 
 from sbdzsl.errors import DataError, SbdzslError, TrainingError
 from sbdzsl.metrics import average_precision
+from sbdzsl.sbdd.batch import Prepared, dilate
 from sbdzsl.sbdd.fit import (
     FittedDetector,
     Progress,
@@ -20,7 +21,7 @@ from sbdzsl.sbdd.fit import (
 )
 from sbdzsl.sbdd.loss import CellTargets
 from sbdzsl.sbdd.predict import DefectMap
-from sbdzsl.sbdd.trainer import Prepared, Trainer, dilate, one_cycle
+from sbdzsl.sbdd.trainer import Trainer, one_cycle
 from tests.sbdd.surfaces import TINY, surface, surfaces
 
 QUICK = TINY.model_copy(update={"epochs": 1, "drawn_defects": 0.5})
