@@ -1,14 +1,17 @@
 """Documents say what the code does: figures come from results, commands and codes exist."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+from typer.core import TyperCommand
 
-from sbdzsl import config, datasets, errors, lake
+from sbdzsl import cli, config, datasets, errors, lake, registry
 from sbdzsl.cluster.serve import MEMORY, ServeArgs, build, build_memory
 from sbdzsl.datasets import validation
 from sbdzsl.pipeline import PipelineSettings
@@ -25,18 +28,60 @@ def test_the_readmes_figures_are_those_of_the_results() -> None:
     assert subprocess.run(check, cwd=ROOT, check=False).returncode == 0, "run python benchmarks/readme_table.py"
 
 
-def test_each_command_in_the_documents_exists() -> None:
-    found = set()
+def shell_lines(text: str) -> list[str]:
+    """The lines of a document's shell blocks, which are those that name no language."""
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [line.strip() for language, block in blocks if not language for line in block.splitlines()]
+
+
+def words_of(line: str) -> list[str] | None:
+    """What a line gives to `sbdzsl`, by itself or as a job of Ray; None where it calls something else."""
+    found = re.match(r"sbdzsl (.*)|ray job submit .* python jobs/(\w+\.py .*)", line)
+    if found is None:
+        return None
+    verb, *rest = shlex.split(found[1] or found[2], comments=True)
+    return [verb.removesuffix(".py"), *rest]
+
+
+def test_the_tool_takes_each_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line is parsed by the tool itself, with all options, values and counts; only what it would do is left out.
+
+    `tests/e2e/test_own_data.py` runs the lines of one page. What the others do needs a cluster, a service, a store or
+    hours; the tests of those do it: `tests/cluster`, `tests/e2e`, `tests/serving`, `tests/infra`, `tests/registry`.
+    """
+    taken: set[str] = set()
+    monkeypatch.setattr(
+        TyperCommand, "invoke", lambda _, at: taken.add(at.command_path.removeprefix(f"{at.find_root().info_name} "))
+    )
+    monkeypatch.setattr(registry, "locate", lambda name: name)  # which asks a store
+    lines = [(document, line) for document in DOCUMENTS for line in shell_lines(document.read_text(encoding="utf-8"))]
+    for settings in (ROOT / "ray_configs").glob("*.yaml"):
+        lines += [
+            (settings, line) for line in re.findall(r"^#.*  (sbdzsl \w+ --.*)", settings.read_text(), re.MULTILINE)
+        ]
+    for document, line in lines:
+        if (words := words_of(line)) is not None:
+            assert cli.main(words) == 0, f"{document.name}: {line}: {capsys.readouterr().err}"
+    assert taken == COMMANDS.keys() - {"datasets list", "datasets synthetic", "datasets mix"}  # named in sentences
+
+
+def test_what_the_documents_call_exists() -> None:
+    """Verbs with their options within a sentence, targets of `make`, scripts."""
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for document in DOCUMENTS:
-        for line in re.findall(r"^sbdzsl [^\n]+", document.read_text(encoding="utf-8"), re.MULTILINE):
-            words = line.split("#")[0].split()
-            verb = next((verb for verb in (" ".join(words[1:3]), words[1]) if verb in COMMANDS), words[1])
+        text = document.read_text(encoding="utf-8")
+        for code in re.findall(r"`sbdzsl (\w[^`]*)`", text):
+            words = code.split()
+            verb = next((verb for verb in (" ".join(words[:2]), words[0]) if verb in COMMANDS), words[0])
             verb = "audit run" if verb == "audit" else verb
-            assert verb in COMMANDS, line
-            unknown = {word for word in words if word.startswith("--")} - COMMANDS[verb]
-            assert not unknown, f"{line}: {unknown}"
-            found.add(verb)
-    assert {"ingest", "train", "evaluate", "inspect", "audit run"} <= found
+            groups = {name.split()[0] for name in COMMANDS}
+            assert verb in COMMANDS or code in groups, f"{document.name}: {code}"
+            unknown = {word for word in words if word.startswith("--")} - COMMANDS.get(verb, set())
+            assert not unknown, f"{document.name}: {code}: {unknown}"
+        for target in re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE):
+            assert target in targets, f"{document.name}: make {target}"
+        for script in re.findall(r"python (\w[\w/]*\.py)", text):
+            assert (ROOT / script).is_file(), f"{document.name}: {script}"
 
 
 def test_each_image_code_and_adapter_is_in_the_manual() -> None:
