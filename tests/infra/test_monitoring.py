@@ -154,14 +154,24 @@ def test_each_alert_is_explained(explained: dict[str, str]) -> None:
     for rule in rules():
         assert rule["annotations"]["summary"]
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
-        assert rule["alert"] in explained, f"docs/cluster.md does not say what to do about {rule['alert']}"
+        assert rule["alert"] in explained, f"docs/operate.md does not say what to do about {rule['alert']}"
     assert explained.keys() == {rule["alert"] for rule in rules()}
+
+
+def test_each_metric_is_explained(exported: dict[str, set[str]]) -> None:
+    text = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    for name in {*exported, *(name for _, query in queries() for name in metrics_of(query))}:
+        plain = re.sub(r"_(?:bucket|sum|count|created)$", "", name)
+        known = re.findall(rf"`{plain}(?:_total)?(?:\{{([\w,]+)\}})?`", text)
+        assert known, f"docs/operate.md does not say what {plain} means"
+        labels = exported.get(name, set()) - {"le"}
+        assert not labels or set(known[0].split(",")) == labels, f"{plain} has the labels {labels}"
 
 
 @pytest.fixture
 def explained() -> dict[str, str]:
     """Alert -> what the manual says, from the rows of its table."""
-    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
     return dict(re.findall(r"^\| `((?:Sbdzsl|Ray|Serve|Audit|Inspection)\w+)` \| (.+) \|$", text, re.MULTILINE))
 
 
