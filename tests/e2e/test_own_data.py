@@ -32,9 +32,7 @@ PAGE = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
 def photograph(surface: str, index: int, defect_share: float) -> tuple[synthetic.DrawnImage, bytes]:
     """A drawn image, and its file as a camera of 12 bits writes it."""
     drawn = synthetic.draw_image(surface, index, size=128, seed=3, defect_share=defect_share)
-    whole = 65535 if drawn.pixels.dtype == np.uint16 else 255
-    twelve_bits = (drawn.pixels / whole * 4095).astype(np.uint16)
-    return drawn, cv2.imencode(".png", twelve_bits)[1].tobytes()
+    return drawn, cv2.imencode(".png", drawn.pixels.astype(np.uint16) * 16)[1].tobytes()
 
 
 def write(file: Path, content: bytes) -> None:
