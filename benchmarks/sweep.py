@@ -1,12 +1,13 @@
 """A sweep over the shared real surfaces, killed and gone on, and what it is worth on truly unseen ones.
 
-    SBDZSL_SHARED=../shared python benchmarks/sweep.py [gate] [vaegan]        about 40 minutes on two cores
+    SBDZSL_SHARED=../shared python benchmarks/sweep.py [gate] [gate-in-postgresql] [vaegan]
 
-Twenty of 25 surfaces are seen, five are unseen (`--unseen`: nothing of the sweep reads them). Two spaces: `gate`
-(ray_configs/tune_sbad.yaml, the default score) and `vaegan` (tune_vaegan.yaml, the paper's score). Each is searched by
-40 trials of the command line; the driver and all below it are killed as soon as 15 are finished, and the same command
-is given again. Then the same space is searched without pruning, for the time that pruning saves: seconds that
-trials took, summed, for starts and waits do not belong to it.
+About 40 minutes on two cores. Twenty of 25 surfaces are seen, five are unseen (`--unseen`: nothing of the sweep reads
+them). Two spaces: `gate` (ray_configs/tune_sbad.yaml, the default score) and `vaegan` (tune_vaegan.yaml, the paper's
+score). Each is searched by 40 trials of the command line; the driver and all below it are killed as soon as 15 are
+finished, and the same command is given again. Then the same space is searched without pruning, for the time that
+pruning saves: seconds that trials took, summed, for starts and waits do not belong to it. `gate-in-postgresql` is the
+first search once more, its study in a PostgreSQL server in place of a journal.
 
 The settings given and those found then train a router as `sbdzsl train` does (train rows, thresholds from val rows),
 which is judged on the test rows of the seen surfaces and on all images of the unseen ones.
@@ -24,16 +25,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import audit_lab
 import numpy as np
 import optuna
+import postgresql_server
 import real_surfaces
 import yaml
-from optuna.storages import JournalStorage
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -50,17 +52,53 @@ from sbdzsl.sbad.fit import EmbeddedImages, fit_router
 KEPT = audit_lab.ROOT / "runs" / "sweep"
 TRIALS, KILL_AT, NUM_UNSEEN, STARTS = 40, 15, 5, 4
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-#: Space -> its file, and the settings that it starts from.
+#: Search -> the file of its space, and the settings that it starts from.
 SPACES = {
     "gate": ("tune_sbad.yaml", TrainSettings()),
+    "gate-in-postgresql": ("tune_sbad.yaml", TrainSettings()),
     "vaegan": ("tune_vaegan.yaml", TrainSettings(router=RouterSettings(score="paper"))),
 }
+IN_DATABASE = ("gate-in-postgresql",)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search by the command line: its space, where its results go, what it is given, and where its study is."""
+
+    space: str
+    out: Path
+    manifest: Path
+    unseen: Sequence[str]
+    pruning: bool = True
+    database: str | None = None
+
+    def command(self) -> list[str]:
+        """The words of the command line."""
+        file, base = SPACES[self.space]
+        settings = yaml.safe_load((audit_lab.ROOT / "ray_configs" / file).read_text())
+        settings |= {"trials": TRIALS, "pruning": self.pruning, "storage": self.database}
+        words = [sys.executable, "-m", "sbdzsl.cli", "tune", "--manifest", str(self.manifest), "--out", str(self.out)]
+        words += ["--search", json.dumps(settings), "--config", base.model_dump_json(exclude_defaults=True)]
+        return [*words, "--address", "local", *(word for name in self.unseen for word in ("--unseen", name))]
+
+    def trials(self) -> list[FrozenTrial]:
+        """All that the study holds."""
+        journal = str(self.out / "study.journal")
+        storage = RDBStorage(self.database) if self.database else JournalStorage(JournalFileBackend(journal))
+        (name,) = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=name, storage=storage).trials
+
+    def finished(self) -> dict[int, FrozenTrial]:
+        """Number -> trial, complete or pruned."""
+        return {one.number: one for one in self.trials() if one.state in FINISHED}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("spaces", nargs="*", help=f"of {', '.join(SPACES)}; all without any")
-    chosen = parser.parse_args(argv).spaces or list(SPACES)
+    parser.add_argument("searches", nargs="*", help=f"of {', '.join(SPACES)}; all without any")
+    chosen = parser.parse_args(argv).searches or list(SPACES)
+    if set(chosen) - set(SPACES):
+        parser.error(f"found {chosen}; searches are {', '.join(SPACES)}")
     samples = labelled_samples()
     names = sorted({sample.surface or "" for sample in samples})
     unseen = sorted(np.random.default_rng(0).permutation(names)[:NUM_UNSEEN].tolist())
@@ -69,20 +107,29 @@ def main(argv: list[str] | None = None) -> int:
     lake.write_manifest(datasets.samples_to_table(samples), str(manifest))
     features = embedded(samples)
     for space in chosen:
-        shutil.rmtree(KEPT / space, ignore_errors=True)
-        shutil.rmtree(KEPT / f"{space}-unpruned", ignore_errors=True)
         figures: dict[str, Any] = {"unseen": unseen, "seen": len(names) - len(unseen), "images": len(samples)}
-        figures["pruned"] = killed_and_gone_on(space, manifest, unseen)
-        recipe = load(TrainSettings, KEPT / space / "recipe.yaml")
+        with postgresql_server.served() if space in IN_DATABASE else contextlib.nullcontext() as database:
+            search = Search(space, emptied(KEPT / space), manifest, unseen, database=database)
+            figures["pruned"] = killed_and_gone_on(search)
+        recipe = load(TrainSettings, search.out / "recipe.yaml")
         for name, settings in {"given": SPACES[space][1], "found": recipe}.items():
             figures[f"test, {name}"] = tested(settings.router, samples, features, unseen)
         audit_lab.extend_record("sweep", space, figures)
-        figures["unpruned"] = searched(space, manifest, unseen, "-unpruned", "pruning: false")
-        saved = 1 - figures["pruned"]["trial_seconds"] / figures["unpruned"]["trial_seconds"]
-        figures["share_of_time_saved_by_pruning"] = round(saved, 3)
+        if space not in IN_DATABASE:
+            unpruned = replace(search, out=emptied(KEPT / f"{space}-unpruned"), pruning=False)
+            shutil.copytree(search.out / "features", unpruned.out / "features")  # to read them is not compared
+            figures["unpruned"] = searched(unpruned)
+            saved = 1 - figures["pruned"]["trial_seconds"] / figures["unpruned"]["trial_seconds"]
+            figures["share_of_time_saved_by_pruning"] = round(saved, 3)
+            audit_lab.extend_record("sweep", space, figures)
         print(json.dumps(figures, indent=2), flush=True)
-        audit_lab.extend_record("sweep", space, figures)
     return 0
+
+
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def labelled_samples() -> list[Sample]:
@@ -94,49 +141,37 @@ def labelled_samples() -> list[Sample]:
     return assign_splits(named, seed=0)
 
 
-def command(space: str, manifest: Path, unseen: Sequence[str], out: Path, *more: str) -> list[str]:
-    file, base = SPACES[space]
-    search = yaml.safe_load((audit_lab.ROOT / "ray_configs" / file).read_text()) | {"trials": TRIALS}
-    for one in more:
-        search |= yaml.safe_load(one)
-    words = [sys.executable, "-m", "sbdzsl.cli", "tune", "--manifest", str(manifest), "--out", str(out)]
-    words += ["--search", json.dumps(search), "--config", base.model_dump_json(exclude_defaults=True)]
-    return [*words, "--address", "local", *(word for name in unseen for word in ("--unseen", name))]
-
-
-def killed_and_gone_on(space: str, manifest: Path, unseen: Sequence[str]) -> dict[str, Any]:
+def killed_and_gone_on(search: Search) -> dict[str, Any]:
     """The driver killed at so many finished trials; what the study held then, and in the end."""
-    out = KEPT / space
-    words = command(space, manifest, unseen, out)
     finished = 0
-    with contextlib.closing(lines_of(words)) as lines:
+    with contextlib.closing(lines_of(search.command())) as lines:
         for line in lines:
             finished += " complete: " in line or " pruned after " in line
             if finished >= KILL_AT:
                 break
-    at_kill = trials_of(out)
-    known = {one.number: (one.values, one.params) for one in at_kill if one.state in FINISHED}
-    figures = searched(space, manifest, unseen, "")
-    after = {one.number: (one.values, one.params) for one in trials_of(out)}
+    under_way = sum(one.state == TrialState.RUNNING for one in search.trials())
+    at_kill = search.finished()
+    figures = searched(search)
+    after = search.finished()
+    unchanged = sum(
+        (after[number].values, after[number].params) == (one.values, one.params) for number, one in at_kill.items()
+    )
     return {
-        "finished_at_kill": len(known),
-        "under_way_at_kill": sum(one.state == TrialState.RUNNING for one in at_kill),
-        "finished_at_kill_and_unchanged": sum(after[number] == found for number, found in known.items()),
+        "finished_at_kill": len(at_kill),
+        "under_way_at_kill": under_way,
+        "finished_at_kill_and_unchanged": unchanged,
         **figures,
     }
 
 
-def searched(space: str, manifest: Path, unseen: Sequence[str], suffix: str, *more: str) -> dict[str, Any]:
+def searched(search: Search) -> dict[str, Any]:
     """Run the command to its end; counts, the best and the settings given, seconds."""
-    out = KEPT / f"{space}{suffix}"
-    if suffix:  # features are the same, and to read them is not what is compared
-        shutil.copytree(KEPT / space / "features", out / "features")
     started = time.perf_counter()
-    for _ in lines_of(command(space, manifest, unseen, out, *more)):
+    for _ in lines_of(search.command()):
         pass
     wall = time.perf_counter() - started
-    summary = json.loads((out / "study.json").read_text())
-    finished = [one for one in trials_of(out) if one.state in FINISHED]
+    summary = json.loads((search.out / "study.json").read_text())
+    finished = search.finished().values()
     return {
         "trials": summary["trials"],
         "distinct_finished_or_pruned": len({json.dumps(one.params, sort_keys=True) for one in finished}),
@@ -169,12 +204,6 @@ def lines_of(words: Sequence[str]) -> Generator[str, None, None]:
         if process.wait() == 0:
             return
     sys.exit(f"{words} ended with {process.returncode}")
-
-
-def trials_of(out: Path) -> list[FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
-    (name,) = optuna.get_all_study_names(storage)
-    return optuna.load_study(study_name=name, storage=storage).trials
 
 
 def embedded(samples: Sequence[Sample]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ def session(address: str | None = None) -> Iterator[None]:
     """A Ray connection for the length of a `with` block; a cluster that was connected before is left as it was.
 
     `address` None means the cluster that RAY_ADDRESS names (set inside a submitted job), else a new local one.
-    Raises `AuditError` "no-resources" where the cluster does not answer.
+    Raises `AuditError` "no-resources" where the cluster does not answer, or no local one starts in half a minute.
     """
     if ray.is_initialized():
         yield
@@ -49,6 +49,13 @@ def session(address: str | None = None) -> Iterator[None]:
             ray.init(address=target, log_to_driver=False, logging_level="warning", **local)
         except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
             raise AuditError("no-resources", f"no Ray cluster at {target!r}: {error}") from error
+        except Exception as error:
+            if type(error) is not Exception:  # this is what Ray raises where its own processes are too slow to start
+                raise
+            raise AuditError(
+                "no-resources",
+                f"Ray did not start on this machine: {error} Free it of other work, and run the same command again",
+            ) from error
         try:
             with _ended_like_by_hand():  # again, for Ray puts a handler of its own in place, which aborts
                 yield

@@ -1,8 +1,9 @@
 """How actors are sized by the nodes there are; no Ray is started."""
 
 import pytest
+import ray
 
-from sbdzsl.cluster.session import Crew, size_crew
+from sbdzsl.cluster.session import Crew, session, size_crew
 from sbdzsl.config import AuditSettings
 from sbdzsl.errors import AuditError, ConfigError
 
@@ -39,3 +40,18 @@ def test_gpus_are_left_alone_where_the_runtime_does_not_use_them() -> None:
         size_crew(AuditSettings(gpus_per_actor=1), "openvino", GPU_NODES, 100)
     with pytest.raises(AuditError, match="largest node"):
         size_crew(AuditSettings(gpus_per_actor=1), "torch", CPU_NODES, 100)
+
+
+def test_a_machine_too_busy_to_start_ray_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: Exception = Exception("The current node timed out during startup.")
+
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(AuditError, match="Ray did not start on this machine: The current node timed out"), session():
+        pass
+    raised = AssertionError("a mistake of ours")
+    with pytest.raises(AssertionError, match="a mistake of ours"), session():
+        pass

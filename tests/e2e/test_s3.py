@@ -1,4 +1,4 @@
-"""On an S3 endpoint: ingest, train, audit and report, as `benchmarks/audit_s3.py` in small; training on a cluster."""
+"""On an S3 endpoint: ingest to report as `benchmarks/audit_s3.py` in small, training on a cluster, the pipeline."""
 
 import subprocess
 import sys
@@ -43,3 +43,31 @@ def test_a_training_on_a_cluster_writes_its_bundle_to_s3(trained: Trained, tmp_p
         assert f"bundle {trained.bundle.digest[:16]} -> s3://lake/trained" in done.stdout
         left = subprocess.run([sys.executable, "-c", list_it], env=environment, capture_output=True, text=True)
     assert {name.rpartition(".")[2] for name in left.stdout.split()} == {"json", "png"}, left.stdout + left.stderr
+
+
+def test_a_pipeline_on_s3_promotes_once(trained: Trained, tmp_path: Path) -> None:
+    """Run folder and registry in the store; by the same command once more nothing is done anew."""
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({"train": SMALL.model_dump(exclude_defaults=True)}))
+    sbdzsl = [sys.executable, "-m", "sbdzsl.cli"]
+    words = ["--manifest", trained.manifest_uri, "--unseen", UNSEEN, "--config", str(tmp_path / "small.yaml")]
+    words += ["--out", "s3://lake/run", "--registry", "s3://lake/registry", "--by", "anna"]
+    list_it = "from sbdzsl import lake; fs, path = lake.filesystem('s3://lake/run'); print(*fs.find(path))"
+    with faulty_store.running() as store:
+        environment = audit_lab.environment(OMP_NUM_THREADS="1", **store.environment)
+
+        def run(*command: str) -> str:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        first = run(*sbdzsl, "pipeline", *words)
+        assert "train: done already" not in first
+        again = run(*sbdzsl, "pipeline", *words)
+        assert "train: done already" in again
+        listed = run(*sbdzsl, "registry", "list", "--registry", "s3://lake/registry")
+        run(*sbdzsl, "registry", "verify", "--registry", "s3://lake/registry")
+        left = run(sys.executable, "-c", list_it).split()
+    assert listed.count(trained.bundle.digest[:16]) >= 1, listed
+    names = {name.partition("run/")[2] for name in left}
+    assert {"report.html", "evaluation/figures.json", "bundle/bundle.json"} <= names
+    assert sum(name.startswith("steps/promote-") for name in names) == 1, names
