@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sbdzsl import bundle as bundles
-from sbdzsl import training
+from sbdzsl import datasets, training
 from sbdzsl.bundle import MAX_REFERENCE
 from sbdzsl.config import TrainSettings
 from sbdzsl.errors import DataError
@@ -42,6 +44,22 @@ def test_an_unreadable_training_image_is_reported_and_left_out(trained: Trained,
     assert len(lines) == 1
     assert "unsupported-format" in lines[0]
     assert len(data.train) == len(data.train_embedded.features) == len(data.train_embedded.groups or ())
+
+
+def test_the_same_images_at_another_place_and_of_another_age_train_the_same_bundle(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """Nothing that is drawn by a seed hangs on an image's id, which is made of its address and its age."""
+    lake_folder = Path(trained.manifest_uri).parent / "lake"
+    copied = shutil.copytree(lake_folder, tmp_path / "elsewhere" / "copied", copy_function=shutil.copy)
+    manifest = datasets.samples_to_table(datasets.ingest("dagm", str(copied), seed=0).samples)
+    assert set(manifest["image_id"].to_pylist()).isdisjoint(trained.manifest["image_id"].to_pylist())
+    for column in ("surface", "label", "group", "split"):
+        assert manifest[column].equals(trained.manifest[column])
+    copy = str(tmp_path / "bundle")
+    training.train(manifest, copy, SMALL, seed=0, unseen=(UNSEEN,), report=lambda _: None)
+    ours, theirs = (json.loads(Path(url, "bundle.json").read_text()) for url in (copy, trained.bundle_url))
+    assert ours["files"] == theirs["files"]
 
 
 def test_naming_an_unknown_unseen_surface_is_an_error(trained: Trained, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sbdzsl import lake
 from sbdzsl.datasets import coco, dagm, folder, kolektorsdd, kolektorsdd2, magnetic_tile, neu, severstal, table
 from sbdzsl.datasets.sample import (
     Sample,
@@ -61,15 +62,20 @@ def ingest(
     folds: int | None = None,
     seed: int = 0,
 ) -> Ingested:
-    """Read `source` in the layout `adapter` and give every sample a split.
+    """Read `source` in the layout `adapter` and give every sample a group and a split.
 
+    An image of no part or lot is a group of its own, named by its path below `source`: what is copied, moved or drawn
+    again is split, and trains, as before, which by an image's id (its address and age) it would not.
     Where no fold is asked for: a surface whose source names a val split keeps its splits as they are; one with an
     official test set keeps that, and val is a share of the official train; elsewhere `assign_splits` decides. Raises
     `ConfigError` for an unknown adapter or a bad fold, `LakeError` and `DataError` from reading.
     """
     if adapter not in ADAPTERS:
         raise ConfigError("bad-config", f"unknown layout {adapter!r}; expected one of {', '.join(ADAPTERS)}")
-    samples = ADAPTERS[adapter](source, surface)
+    samples = [
+        sample if sample.group is not None else replace(sample, group=_path_below(source, sample.uri))
+        for sample in ADAPTERS[adapter](source, surface)
+    ]
     named: dict[str | None, set[str | None]] = defaultdict(set)
     for sample in samples if fold is None else ():
         named[sample.surface].add(sample.split)
@@ -83,6 +89,13 @@ def ingest(
         for surface in dict.fromkeys(sample.surface for sample in samples)
     ]
     return Ingested([split.get(sample.image_id, sample) for sample in samples], notes)
+
+
+def _path_below(source: str, uri: str) -> str:
+    """The path of a file below a source folder, or below the folder of a source file; elsewhere the whole address."""
+    root = lake.absolute_url(source).rstrip("/")
+    folder = root if uri.startswith(f"{root}/") else root.rpartition("/")[0]
+    return uri.removeprefix(f"{folder}/")
 
 
 def _origin(is_kept: bool, is_official: bool, fold: int | None, folds: int | None, seed: int) -> str:

@@ -48,7 +48,8 @@ class TestKolektor2:
         assert labels(found.samples) == {("kolektorsdd2", "defect"): 6, ("kolektorsdd2", "benign"): 14}
         assert {("/test/" in s.uri) == (s.split == "test") for s in found.samples} == {True}
         assert Counter(s.split for s in found.samples)["val"] == 2
-        assert {s.group for s in found.samples} == {None}
+        assert len({s.group for s in found.samples}) == 20
+        assert named(found.samples, "20000.png").group == "test/20000.png"
         assert "official test set" in found.notes[0]
         assert np.array_equal(mask_of(named(found.samples, "20000.png")), SPOT > 0)
         assert {s.surface for s in ADAPTERS["kolektorsdd2"](str(tmp_path), "line 2")} == {"line 2"}
@@ -233,7 +234,7 @@ class TestTable:
         samples = found.samples
         assert labels(samples) == {("steel", "benign"): 1, ("steel", "defect"): 4, ("wood", None): 1}
         assert [s.split for s in samples] == ["train", "train", "val", "test", "test", "train"]
-        assert [s.group for s in samples] == ["lot1", "lot2", "lot3", "lot4", "lot5", None]
+        assert [s.group for s in samples] == ["lot1", "lot2", "lot3", "lot4", "lot5", "img/f.png"]
         assert [s.mask_kind for s in samples] == [None, "rle", "box", "polygon", "pixels", None]
         assert mask_of(samples[1]).sum() == 6
         assert np.array_equal(mask_of(samples[2]), SPOT > 0)
