@@ -15,6 +15,9 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.config import DetectorSettings, RouterSettings, TrainSettings
 from sbdzsl.datasets import synthetic
 
+# Ray gives its workers less of the processor than what else runs here: tests that run side by side would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 SEEN = ("brushed_steel", "cast_iron", "perforated_sheet")
 UNSEEN = "woven_fabric"
 
