@@ -15,6 +15,11 @@ from sbdzsl.bundle import Bundle
 from sbdzsl.config import DetectorSettings, RouterSettings, TrainSettings
 from sbdzsl.datasets import synthetic
 
+# Ray gives its workers less of the processor than what else runs here: tests that run side by side would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Tests tell nobody that they ran; and an actor less is started for each audit.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 SEEN = ("brushed_steel", "cast_iron", "perforated_sheet")
 UNSEEN = "woven_fabric"
 

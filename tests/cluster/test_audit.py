@@ -29,10 +29,10 @@ SETTINGS = AuditSettings(shard_size=7, gallery_size=2, actors=1)
 SCORES = ("verdict", "surface", "unseen_score", "surface_margin", "defect_score", "defect_probability", "error_code")
 
 
-@pytest.fixture
-def archive(trained: Trained, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def drawn(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty images of the drawn lake, a file that is no image, an empty one, and one that is not listed."""
-    folder = tmp_path / "archive"
+    folder = tmp_path_factory.mktemp("audit") / "drawn"
     for row in trained.manifest.to_pylist()[::5][:30]:
         (folder / row["surface"]).mkdir(parents=True, exist_ok=True)
         shutil.copy(row["uri"], folder / row["surface"] / f"{row['image_id'][:8]}.png")
@@ -40,6 +40,23 @@ def archive(trained: Trained, tmp_path: Path) -> Path:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "readme.txt").write_text("not an image, not listed")
     return folder
+
+
+@pytest.fixture
+def archive(drawn: Path) -> Path:
+    """Those files, whatever the test before did to them, under the one name that is in the plan of `audited`."""
+    place = drawn.parent / "archive"
+    shutil.rmtree(place, ignore_errors=True)
+    return Path(shutil.copytree(drawn, place))
+
+
+@pytest.fixture
+def audited(trained: Trained, archive: Path, tmp_path: Path) -> Path:
+    """The archive's audit, ended and undisturbed: done once, and each test has a copy to its own."""
+    once = archive.parent / "audited"
+    if not once.exists():
+        audit(trained, archive, once)
+    return Path(shutil.copytree(once, tmp_path / "out"))
 
 
 def audit(trained: Trained, archive: Path, out: Path, **changes: Any) -> tuple[AuditResult, list[str]]:
@@ -93,26 +110,22 @@ def test_hostile_files_are_rows_with_the_right_code(trained: Trained, tmp_path: 
         assert row["error_code"] == (code if isinstance(code, str) else None), row["uri"]
 
 
-def test_a_finished_audit_has_nothing_to_do(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    audit(trained, archive, out)
-    before = times_of_parts(out)
+def test_a_finished_audit_has_nothing_to_do(trained: Trained, archive: Path, audited: Path) -> None:
+    before = times_of_parts(audited)
     (archive / "later.png").write_bytes(b"came after the audit was planned")
-    result, _ = audit(trained, archive, out)
+    result, _ = audit(trained, archive, audited)
     assert result.num_judged == 0
-    assert times_of_parts(out) == before
+    assert times_of_parts(audited) == before
 
 
-def test_only_lost_shards_are_judged_again(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    audit(trained, archive, out)
-    whole = rows_below(out)
+def test_only_lost_shards_are_judged_again(trained: Trained, archive: Path, audited: Path) -> None:
+    whole = rows_below(audited)
     for lost in ("0001-000001.parquet", "0001-000003.parquet"):
-        (out / "parts" / lost).unlink()
-    result, lines = audit(trained, archive, out)
+        (audited / "parts" / lost).unlink()
+    result, lines = audit(trained, archive, audited)
     assert result.num_judged == 14
     assert any("resuming: 3 of 5 shards" in line for line in lines)
-    assert rows_below(out).select("image_id", *SCORES).equals(whole.select("image_id", *SCORES))
+    assert rows_below(audited).select("image_id", *SCORES).equals(whole.select("image_id", *SCORES))
 
 
 def test_only_what_is_new_or_changed_is_judged(trained: Trained, archive: Path, tmp_path: Path) -> None:
@@ -135,14 +148,12 @@ def test_only_what_is_new_or_changed_is_judged(trained: Trained, archive: Path, 
     assert any("nothing new" in line for line in lines)
 
 
-def test_an_unfinished_run_is_finished_before_a_new_one(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    audit(trained, archive, out)
-    (out / "parts" / "0001-000002.parquet").unlink()
+def test_an_unfinished_run_is_finished_before_a_new_one(trained: Trained, archive: Path, audited: Path) -> None:
+    (audited / "parts" / "0001-000002.parquet").unlink()
     shutil.copy(next(archive.glob("*/*.png")), archive / "new.png")
-    result, _ = audit(trained, archive, out, only_new=True)
+    result, _ = audit(trained, archive, audited, only_new=True)
     assert result.num_judged == 7 + 1
-    assert rows_below(out)["image_id"].n_unique() == 33
+    assert rows_below(audited)["image_id"].n_unique() == 33
 
 
 def test_a_sample_grows_into_the_whole(trained: Trained, archive: Path, tmp_path: Path) -> None:
@@ -165,22 +176,19 @@ def test_globs_limit_and_order_choose_the_images(trained: Trained, archive: Path
     assert sorted(Path(uri).name for uri in rows_below(tmp_path / "b")["uri"]) == ["empty.jpg", "text.png"]
 
 
-def test_the_report_tells_what_the_rows_say(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    audit(trained, archive, out)
-    rows, summary = rows_below(out), summary_of(out)
+def test_the_report_tells_what_the_rows_say(audited: Path) -> None:
+    rows, summary = rows_below(audited), summary_of(audited)
     assert summary["counts"] == {
         kind: rows.filter(pl.col("verdict") == kind).height for kind in ("good", "defect", "unseen", "error")
     }
     assert (summary["facts"]["exit_code"], summary["facts"]["stopped"]) == (0, None)
-    assert "unsupported-format" in (out / "report.html").read_text()
-    assert (out / "alerts.csv").exists()
+    assert "unsupported-format" in (audited / "report.html").read_text()
+    assert (audited / "alerts.csv").exists()
 
 
-def test_an_audit_of_something_else_is_refused(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    audit(trained, archive, tmp_path / "out")
+def test_an_audit_of_something_else_is_refused(trained: Trained, archive: Path, audited: Path) -> None:
     with pytest.raises(AuditError, match="choose another --out"):
-        audit(trained, archive / "brushed_steel", tmp_path / "out")
+        audit(trained, archive / "brushed_steel", audited)
 
 
 def test_an_audit_keeps_to_its_threshold_policies(trained: Trained, archive: Path, tmp_path: Path) -> None:
@@ -281,13 +289,11 @@ def test_a_shard_that_is_stuck_is_named(
     assert result.num_judged == 32 - kept, "what was finished is kept"
 
 
-def test_rows_that_do_not_reconcile_are_said(trained: Trained, archive: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    audit(trained, archive, out)
-    shutil.copy(out / "parts" / "0001-000000.parquet", out / "parts" / "copy.parquet")
+def test_rows_that_do_not_reconcile_are_said(trained: Trained, archive: Path, audited: Path) -> None:
+    shutil.copy(audited / "parts" / "0001-000000.parquet", audited / "parts" / "copy.parquet")
     with pytest.raises(AuditError, match=r"copy\.parquet.* lie among the parts and are none"):
-        audit(trained, archive, out)
-    assert summary_of(out)["facts"]["exit_code"] == 1
+        audit(trained, archive, audited)
+    assert summary_of(audited)["facts"]["exit_code"] == 1
 
 
 def test_calls_that_cannot_work_say_so(trained: Trained, archive: Path, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from sbdzsl.serving.observe import Meter
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+#: Seconds between two reports of a process to its node, ten unless told; for two of them Ray keeps a value.
+REPORT_S = 3
+
 
 class Counting:
     """A replica that has answered some requests."""
@@ -33,8 +36,9 @@ class Counting:
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where the metrics of a Ray of its own are."""
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", str(1000 * REPORT_S))
     # Here, for Ray's workers import this module and do not know where that one lies.
     from serving_process import free_port
 
@@ -72,6 +76,6 @@ def test_two_replicas_are_told_apart_and_stay(port: int) -> None:
     buckets = found["ray_sbdzsl_request_seconds_bucket"]
     assert sorted(value for label, value in buckets.items() if label.endswith(" 0.02")) == [0, 0]
     assert sorted(value for label, value in buckets.items() if label.endswith(" 0.03")) == [3, 5]
-    time.sleep(35)  # after which Ray forgets what is not set again
+    time.sleep(4 * REPORT_S)  # after half of which Ray forgets what is not set again
     assert sorted(scraped(port)["ray_sbdzsl_requests_total"].values()) == [3, 5]
     assert not [name for name in scraped(port) if name.endswith("_created")]

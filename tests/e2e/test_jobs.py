@@ -26,12 +26,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+# Jobs are taken by the agent: at the usual port another Ray of this machine may be in its place.
 HEAD = """
-import json, ray, sys
-context = ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=True,
-                   dashboard_port=int(sys.argv[1]), log_to_driver=False, logging_level="error")
-print(json.dumps({"dashboard": context.dashboard_url, "gcs": context.address_info["gcs_address"]}), flush=True)
+import json, sys
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
+cluster = Cluster(initialize_head=True, head_node_args=head | {"dashboard_agent_listen_port": 0})
+print(json.dumps({"dashboard": cluster.webui_url, "gcs": cluster.address}), flush=True)
 sys.stdin.read()
+cluster.shutdown()
 """
 
 
