@@ -47,13 +47,26 @@ def wide(figures: dict[str, Any]) -> list[Row]:
 
 
 def sweep(figures: dict[str, Any]) -> list[Row]:
-    """A sweep that is killed and gone on with, and what it found."""
-    found = figures["gate"]
+    """Sweeps that are killed and gone on with, and what they found."""
+    rows = [row for name, title in SWEEPS.items() if name in figures for row in one_sweep(title, figures[name])]
+    unpruned, pruned = (figures["gate"][name]["trial_seconds"] for name in ("unpruned", "pruned"))
+    return [*rows, ("– seconds of the gate's trials without pruning; with it", "", f"{unpruned:.0f} s; {pruned:.0f} s")]
+
+
+SWEEPS = {
+    "gate": "Sweep of the gate",
+    "gate-in-postgresql": "Sweep of the gate, its study in PostgreSQL",
+    "vaegan": "Sweep of CE-VAE and VAEGAN under the paper's score",
+}
+
+
+def one_sweep(title: str, found: dict[str, Any]) -> list[Row]:
+    """How a killed sweep ended, and what its best settings are worth beside those given."""
     search, given, best = found["pruned"], found["test, given"], found["test, found"]
     counts = search["trials"]
     return [
         (
-            f"Sweep of the gate, {found['seen']} seen real surfaces, driver killed at {search['finished_at_kill']} "
+            f"{title}, {found['seen']} seen real surfaces, driver killed at {search['finished_at_kill']} "
             "trials: distinct finished or pruned ones in the end; lost or changed",
             "40; 0",
             f"{search['distinct_finished_or_pruned']} ({counts['complete']} finished, {counts['pruned']} pruned); "
@@ -63,11 +76,6 @@ def sweep(figures: dict[str, Any]) -> list[Row]:
             f"– H on pseudo-unseen surfaces, and on {len(found['unseen'])} truly unseen ones: found; by the defaults",
             "",
             f"{search['best']['value']:.3f}, {best['h']:.3f}; {search['given']['value']:.3f}, {given['h']:.3f}",
-        ),
-        (
-            "– seconds of trials without pruning; with it",
-            "",
-            f"{found['unpruned']['trial_seconds']:.0f} s; {search['trial_seconds']:.0f} s",
         ),
     ]
 
