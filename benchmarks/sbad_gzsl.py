@@ -1,6 +1,6 @@
 """Knowing the unknown on real surfaces: every score on every track, S, U and H. Writes results/sbad_gzsl.json.
 
-    SBDZSL_SHARED=../shared python benchmarks/sbad_gzsl.py                  all tracks, about 40 minutes on two cores
+    SBDZSL_SHARED=../shared python benchmarks/sbad_gzsl.py                  all tracks, about 20 minutes on two cores
     SBDZSL_SHARED=../shared python benchmarks/sbad_gzsl.py random groups    some of them
 
 Tracks (surfaces and changes: `real_surfaces.py`; scores: `router_scores.py`):
