@@ -190,7 +190,9 @@ def _meaning(sample: Sample, name: str) -> str | None:
 def _find_split_groups(samples: Sequence[Sample], faults: dict[int, list[tuple[str, str]]]) -> None:
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
-        members[group_of(sample)].append(place)
+        # An image that is a group of its own, under its path, may have a namesake in another source.
+        if not sample.uri.endswith(f"/{sample.group}"):
+            members[group_of(sample)].append(place)
     for (_, group), places in members.items():
         counts = Counter(samples[place].split for place in places)
         if len(counts) > 1:

@@ -134,6 +134,14 @@ def test_a_group_in_two_splits_is_rejected_whole(tmp_path: Path) -> None:
         ("id5", "split-group"),
     }
     assert "group lot2 has 1 in train, 1 in val" in result.rejections[0].reason
+    # Images of two sources that have the same path there, each a group of its own as `ingest` names it, are no lot.
+    namesakes = [
+        Sample(
+            name, draw(tmp_path / name / "steel" / "1.png", k), None, surface="steel", split=split, group="steel/1.png"
+        )
+        for k, (name, split) in enumerate((("march", "train"), ("april", "val")), start=20)
+    ]
+    assert check([*fit_samples(tmp_path), *namesakes]).rejections == ()
     # Names of groups count within their surface.
     assert "split-group" not in {code for _, code in found(spoil(samples, 5, split="val", surface="wood"))}
 
