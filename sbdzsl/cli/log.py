@@ -80,9 +80,11 @@ def _csv(rows: pl.DataFrame) -> bytes:
     """The rows as CSV; lists become JSON, for CSV has none."""
     import polars as pl
 
+    from sbdzsl.spreadsheet import table_csv
+
     nested = [name for name, kind in rows.schema.items() if kind.is_nested()]
     texts = {name: [None if value is None else json.dumps(value) for value in rows[name].to_list()] for name in nested}
-    return rows.with_columns(pl.Series(name, text, pl.String) for name, text in texts.items()).write_csv().encode()
+    return table_csv(rows.with_columns(pl.Series(name, text, pl.String) for name, text in texts.items()))
 
 
 def _time(text: str | None) -> datetime | None:

@@ -6,8 +6,6 @@ rejected for several reasons. Images are compared by their bytes: a copy that wa
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from sbdzsl import image, lake
 from sbdzsl.config import ImageSettings
 from sbdzsl.datasets.sample import Sample, group_of, load_mask
 from sbdzsl.errors import ConfigError, DataError, ImageError, LakeError
+from sbdzsl.spreadsheet import rows_csv
 
 #: Reasons of our own; an image that cannot be read, or a mask that is not there, has the code of its error.
 CODES = {
@@ -247,8 +246,4 @@ def findings_as(findings: Iterable[Finding], form: Literal["csv", "json"]) -> by
     rows = [finding.to_row() for finding in findings]
     if form == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode()
+    return rows_csv(COLUMNS, ([row[name] for name in COLUMNS] for row in rows))

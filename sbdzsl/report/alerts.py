@@ -72,12 +72,6 @@ def alerts(rows: pl.LazyFrame) -> pl.DataFrame:
     return table.collect(engine="streaming")
 
 
-def alerts_csv(table: pl.DataFrame) -> bytes:
-    """The list as CSV (UTF-8, times in UTC). Text that a spreadsheet would run as a formula gets a leading quote."""
-    safe = table.with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'$1"))
-    return safe.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ").encode()
-
-
 def worst(rows: pl.LazyFrame, verdict: str, num: int) -> list[dict[str, Any]]:
     """The `num` rows with this verdict that lie farthest above their threshold, whole, the farthest first.
 

@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from sbdzsl.report.alerts import alerts_csv
 from sbdzsl.report.figures import collect
+from sbdzsl.spreadsheet import table_csv
 
 #: Changed images that are listed, and rows of one audit that are joined at once.
 MAX_CHANGES, ROWS_AT_ONCE = 100_000, 250_000
@@ -89,7 +89,7 @@ class AuditDiff:
 
     def changes_csv(self) -> bytes:
         """The listed changes as CSV (UTF-8): key, verdicts, reason, `words`, then the other columns of A and of B."""
-        return alerts_csv(self.changes)
+        return table_csv(self.changes)
 
 
 #: What each reason means.

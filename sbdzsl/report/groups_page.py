@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import re
 import shlex
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from sbdzsl.datasets import samples_to_table
 from sbdzsl.grouping import Group, Grouping, Member, manifest_samples
 from sbdzsl.inspector import load_image
 from sbdzsl.report.overlay import encode_thumbnail
+from sbdzsl.spreadsheet import rows_csv
 
 #: Groups that the page shows, the largest first, and pictures of each; the manifests and the CSV hold all.
 MAX_SHOWN, MAX_PICTURES = 40, 6
@@ -75,15 +74,15 @@ def enrol_command(bundle_url: str, out: str, group: Group) -> str:
 
 
 def _table(grouping: Grouping) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
     parts: list[tuple[str, tuple[Member, ...]]] = [(group.name, group.members) for group in grouping.groups]
-    for name, members in [*parts, ("", grouping.single)]:
-        for member in members:
-            sample = member.sample
-            writer.writerow((name, sample.image_id, sample.uri, repr(member.unseen_score), member.nearest))
-    return text.getvalue().encode()
+    return rows_csv(
+        COLUMNS,
+        (
+            (name, member.sample.image_id, member.sample.uri, member.unseen_score, member.nearest)
+            for name, members in [*parts, ("", grouping.single)]
+            for member in members
+        ),
+    )
 
 
 def _pictures(group: Group, settings: ImageSettings) -> tuple[tuple[str, str], ...]:

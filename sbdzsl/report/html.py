@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sbdzsl import __version__, lake
 from sbdzsl.report import formats
-from sbdzsl.report.alerts import alerts, alerts_csv, worst
+from sbdzsl.report.alerts import alerts, worst
 from sbdzsl.report.cards import Card, make_card
 from sbdzsl.report.counting import summarise
 from sbdzsl.report.figures import copy_rows
@@ -26,6 +26,7 @@ from sbdzsl.report.gallery import Viewer
 from sbdzsl.report.plots import heat_map_svg, histogram_svg, timeline_svg
 from sbdzsl.report.strangers import Strangers, find_strangers
 from sbdzsl.report.summary import AuditFacts, Summary
+from sbdzsl.spreadsheet import table_csv
 
 #: Surfaces that have a histogram of their scores.
 MAX_HISTOGRAMS = 48
@@ -67,7 +68,7 @@ def write_report(rows: pl.LazyFrame, facts: AuditFacts, out: str, viewer: Viewer
 def _write(rows: pl.LazyFrame, facts: AuditFacts, out: str, viewer: Viewer, gallery_size: int) -> Summary:
     summary = summarise(rows, facts, viewer.references)
     table = alerts(rows)
-    listed = alerts_csv(table)
+    listed = table_csv(table)
     figures = json.dumps(summary.to_json(), indent=1, ensure_ascii=False)
     lake.write_bytes(lake.join(out, "summary.json"), figures.encode())
     lake.write_bytes(lake.join(out, "alerts.csv"), listed)

@@ -26,6 +26,7 @@ from sbdzsl.serving.log import to_parquet
 from sbdzsl.serving.recorder import Recorder
 from sbdzsl.serving.service import Job, Service
 from sbdzsl.serving.stream import author, summary
+from sbdzsl.spreadsheet import table_csv
 
 #: Rows of one export at most; longer ones are for `sbdzsl log query`.
 MAX_EXPORT = 50_000
@@ -275,6 +276,4 @@ def _csv(parquet: bytes) -> bytes:
         pl.col("attributes", "nearest_surfaces").list.join("; "),
         pl.col("nearest_scores", "class_embedding").list.eval(pl.element().cast(pl.String)).list.join("; "),
     )
-    # Text that a spreadsheet would run as a formula gets a leading quote.
-    safe = flat.drop("regions").with_columns(pl.col(pl.String).str.replace(r"^([=+\-@\t\r])", "'$1"))
-    return safe.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ").encode()
+    return table_csv(flat.drop("regions"))

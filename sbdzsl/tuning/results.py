@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import warnings
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sbdzsl import lake
 from sbdzsl.config import TrainSettings
 from sbdzsl.errors import TrainingError
+from sbdzsl.spreadsheet import rows_csv
 from sbdzsl.tuning.space import applied
 from sbdzsl.tuning.study import AGAIN, GIVEN, REASON, SweepStudy
 
@@ -75,7 +75,7 @@ def write_results(study: SweepStudy, base: TrainSettings, out: str) -> SweepResu
     files: dict[str, bytes] = {
         "recipe.yaml": _recipe_yaml(recipe, study, best).encode(),
         "study.json": json.dumps(summary, indent=2, allow_nan=False).encode(),
-        "trials.csv": _table(rows).encode(),
+        "trials.csv": _table(rows),
     }
     if len(complete) >= MIN_FOR_PLOTS:
         files["importance.png"] = _plot(study, visualization.matplotlib.plot_param_importances)
@@ -145,17 +145,19 @@ def _recipe_yaml(recipe: TrainSettings, study: SweepStudy, best: FrozenTrial) ->
     return head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _table(rows: Sequence[TrialRow]) -> str:
+def _table(rows: Sequence[TrialRow]) -> bytes:
     names = sorted({name for row in rows for name in row.settings})
-    written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
-    table.writerow(["trial", "state", "value", "latency_ms", "steps", "seconds", *names, "remark"])
-    for row in rows:
-        settings = (row.settings.get(name) for name in names)
-        table.writerow(
-            [row.number, row.state, row.value, row.latency_ms, row.steps, row.seconds, *settings, row.remark]
-        )
-    return written.getvalue()
+    return rows_csv(
+        ["trial", "state", "value", "latency_ms", "steps", "seconds", *names, "remark"],
+        (
+            [
+                *(row.number, row.state, row.value, row.latency_ms, row.steps, row.seconds),
+                *(row.settings.get(name) for name in names),
+                row.remark,
+            ]
+            for row in rows
+        ),
+    )
 
 
 def _plot(study: SweepStudy, plot: Callable[..., Any]) -> bytes:
