@@ -142,7 +142,7 @@ def main() -> None:
     settings = ServeSettings(threads=1)
 
     def arguments(url: Path) -> ServeArgs:
-        return ServeArgs(bundle=str(url), shape="routed", cpus=0, detector_cpus=0, service=settings)
+        return ServeArgs(bundle=str(url), shape="routed", cpus=0, detector_cpus=0, service=settings, open_to_all=True)
 
     figures: dict[str, Any] = {"clients": CLIENTS, "kills_each": KILLS}
     port = free_port()

@@ -60,7 +60,9 @@ def serve(
     # Ray is imported here alone, and after its environment is set.
     from sbdzsl.cluster import serve as on_ray
 
-    on_ray.run(on_ray.ServeArgs(bundle=bundle, shape=shape, service=settings), host, port, say)
+    # Whoever can connect without keys is on this machine: that was made sure of above.
+    args = on_ray.ServeArgs(bundle=bundle, shape=shape, service=settings, open_to_all=settings.keys is None)
+    on_ray.run(args, host, port, say)
 
 
 @keys_app.command("create")

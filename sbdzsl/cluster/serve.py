@@ -22,7 +22,7 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig
@@ -69,6 +69,16 @@ class ServeArgs(Settings):
     detector_cpus: float = Field(1.0, ge=0, description="routed: CPUs of one of them")
     detector_gpus: float = Field(0.0, ge=0, description="routed: GPUs, or a share of one, of one of them")
     shared_surfaces: tuple[str, ...] = Field((), description="routed: rarely seen surfaces, one deployment for all")
+    open_to_all: bool = Field(False, description="without `service.keys`: all who reach the port may do everything")
+
+    @model_validator(mode="after")
+    def _asks_for_keys(self) -> "ServeArgs":
+        if self.service.keys is None and not self.open_to_all:
+            raise ValueError(
+                "found no service.keys, so that all who reach the port could send images, see pictures and change "
+                "bundles; name a file of `sbdzsl keys create`, or set open_to_all: true where nobody else can connect"
+            )
+        return self
 
 
 def build(args: ServeArgs) -> serve.Application:

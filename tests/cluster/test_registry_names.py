@@ -41,7 +41,8 @@ def test_the_actors_of_an_audit(trained: Trained, registry: Registry, tmp_path: 
 
 @pytest.mark.parametrize("shape", ["fused", "routed"])
 def test_the_replicas_of_a_service(trained: Trained, registry: Registry, shape: str) -> None:
-    application = build(ServeArgs(bundle=f"{registry.url}@production", shape=shape))  # type: ignore[arg-type]
+    args = {"bundle": f"{registry.url}@production", "shape": shape, "service": {"keys": "keys.json"}}
+    application = build(ServeArgs.model_validate(args))
     ingress = application._bound_deployment
     detectors = [one._bound_deployment for one in ingress.init_args[1].values()]
     assert len(detectors) == (len(SEEN) if shape == "routed" else 0)

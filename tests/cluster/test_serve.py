@@ -33,7 +33,13 @@ def arguments(bundle_url: str, data: Path | None = None) -> ServeArgs:
     """The routed shape, one surface in the deployment for rare ones; it takes no CPU, each net one thread."""
     service = ServeSettings(threads=1, data=str(data) if data else None)
     return ServeArgs(
-        bundle=bundle_url, shape="routed", cpus=0, detector_cpus=0, shared_surfaces=(SEEN[2],), service=service
+        bundle=bundle_url,
+        shape="routed",
+        cpus=0,
+        detector_cpus=0,
+        shared_surfaces=(SEEN[2],),
+        service=service,
+        open_to_all=True,
     )
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from sbdzsl import cli, config, datasets, errors, lake, registry
 from sbdzsl.cluster.serve import MEMORY, ServeArgs, build, build_memory
 from sbdzsl.datasets import validation
+from sbdzsl.errors import ConfigError
 from sbdzsl.pipeline import PipelineSettings
 from sbdzsl.registry import gate
 from sbdzsl.serving.settings import ServeSettings
@@ -145,6 +146,10 @@ def test_the_configs_of_ray_serve_are_what_the_builder_takes() -> None:
         assert application.import_path == f"{build.__module__}:{build.__name__}"
         args = config.parse(ServeArgs, application.args, name)
         assert args.shape == name.removeprefix("serve_")
+        del application.args["service"]["keys"]
+        with pytest.raises(ConfigError, match=r"found no service.keys.*open_to_all"):
+            config.parse(ServeArgs, application.args, name)
+        config.parse(ServeArgs, application.args | {"open_to_all": True}, name)
         assert (memory.name, memory.import_path) == (MEMORY, f"{build_memory.__module__}:{build_memory.__name__}")
         assert config.parse(ServeSettings, memory.args, name).data == args.service.data
 
