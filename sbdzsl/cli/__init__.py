@@ -76,10 +76,13 @@ def ingest(
     for note in found.notes:
         say(note)
     table = Table("surface", "split", "groups", "good", "defective", "no label")
-    for row in datasets.split_table(found.samples):
+    rows = datasets.split_table(found.samples)
+    for row in rows:
         counts = (row.groups, row.benign, row.defect, row.unlabelled)
         table.add_row(row.surface, row.split, *(f"{count:,}" for count in counts))
     stdout.print(table)
+    for fault in datasets.missing_good(rows):
+        say(fault)
     say(f"{len(found.samples):,} images -> {out}")
 
 

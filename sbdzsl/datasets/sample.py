@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -227,6 +227,23 @@ def split_table(samples: Iterable[Sample]) -> list[SplitRow]:
         )
         for surface, split in sorted(groups, key=lambda key: (key[0], order.get(key[1], len(order))))
     ]
+
+
+def missing_good(rows: Iterable[SplitRow]) -> Iterator[str]:
+    """What to say of surfaces with good images, but none to train on or none to set a threshold by.
+
+    `rows` are of `split_table`.
+    """
+    good: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        good[row.surface][row.split] += row.benign
+    for surface, of_split in good.items():
+        for split in ("train", "val"):
+            if of_split.keys() & set(SPLITS) and of_split.total() and not of_split[split]:
+                yield (
+                    f"{surface}: none of {of_split.total()} good images is in {split}, so it cannot be trained; a "
+                    "group (part, lot) is never split: three groups of good images are needed, or none at all"
+                )
 
 
 def load_mask(sample: Sample, shape: tuple[int, int]) -> NDArray[np.bool_] | None:

@@ -18,6 +18,7 @@ from sbdzsl.datasets.sample import (
     assign_splits,
     group_of,
     load_mask,
+    missing_good,
     samples_from_table,
     samples_to_table,
     split_table,
@@ -152,6 +153,16 @@ def test_surfaces_without_benign_and_without_labels_are_split_too() -> None:
         SplitRow("neu", "val", 2, 0, 2, 0),
         SplitRow("neu", "test", 2, 0, 2, 0),
     ]
+
+
+@pytest.mark.parametrize(("lots", "said"), [(1, ["val"]), (2, ["val"]), (3, []), (0, [])])
+def test_a_surface_whose_lots_are_too_few_is_named(lots: int, said: list[str]) -> None:
+    samples = [make("steel", f"lot{k % lots}" if lots else None, "benign", k) for k in range(12)]
+    # Neither a surface of defects alone nor one without labels is meant for a detector.
+    samples += [make("neu", None, "defect", 100), make("kth", None, None, 101)]
+    told = list(missing_good(split_table(assign_splits(samples, seed=0))))
+    assert [line.split(",")[0] for line in told] == [f"steel: none of 12 good images is in {split}" for split in said]
+    assert not list(missing_good(split_table(samples)))
 
 
 def test_another_seed_is_another_split() -> None:
