@@ -51,7 +51,7 @@ lint: setup types  ## style, types and the walls between packages; a cache would
 types: setup
 	$(BIN)/mypy
 
-bench: setup  ## the long studies behind the README's figures, hours of them; needs the shared data
+bench: setup  ## the long studies behind the figures, hours of them; needs the shared data
 	$(BIN)/python benchmarks/sbdd.py
 	$(BIN)/python benchmarks/neu_boxes.py
 	$(BIN)/python benchmarks/runtimes.py

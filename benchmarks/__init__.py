@@ -1,1 +1,1 @@
-"""Studies behind the figures of the README. Each prints a table and writes a row to `benchmarks/results/`."""
+"""Studies behind the figures of the documents. Each prints a table and writes a row to `benchmarks/results/`."""

@@ -1,4 +1,4 @@
-"""The audit's figures as rows of the README and as the tables of `docs/scale.md`."""
+"""The audit's figures as rows and as the tables of `docs/scale.md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of training and sweeping on a cluster, as rows of the README."""
+"""Figures of training and sweeping on a cluster, as rows."""
 
 from __future__ import annotations
 

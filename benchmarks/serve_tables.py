@@ -1,4 +1,4 @@
-"""The online service's figures as rows of the README."""
+"""The online service's figures as rows."""
 
 from __future__ import annotations
 
