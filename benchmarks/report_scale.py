@@ -29,10 +29,13 @@ from record import record
 
 from sbdzsl.datasets.sample import Sample
 from sbdzsl.grouping import Group, Grouping, Member
-from sbdzsl.report import AuditFacts, GalleryImage, Viewer, write_report
 from sbdzsl.report.alerts import alerts
 from sbdzsl.report.counting import summarise
 from sbdzsl.report.figures import copy_rows
+from sbdzsl.report.gallery import Viewer
+from sbdzsl.report.html import write_report
+from sbdzsl.report.overlay import GalleryImage
+from sbdzsl.report.summary import AuditFacts
 from sbdzsl.verdict import VERDICT_SCHEMA
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -29,7 +29,6 @@ from sbdzsl.sbad.conditions import changed_copies
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages
 from sbdzsl.sbdd.checkpoint import Checkpoint, CheckpointFile
-from sbdzsl.sbdd.curves import curves_png
 from sbdzsl.sbdd.fit import Progress, TrainingImage, fit_detector
 from sbdzsl.sbdd.team import ALONE, Team
 
@@ -272,6 +271,9 @@ def training_file(out: str, surface: str, kind: Literal["checkpoint", "json", "p
 
 def write_curves(out: str, surface: str, history: Sequence[Progress]) -> None:
     """Keep how the epochs of a surface went, as a picture and as JSON. Raises `LakeError`."""
+    # Here, since it draws: all that reads what a training left would take a second longer to start.
+    from sbdzsl.sbdd.curves import curves_png
+
     records = json.dumps([asdict(progress) for progress in history])
     lake.write_bytes(training_file(out, surface, "json"), records.encode())
     lake.write_bytes(training_file(out, surface, "png"), curves_png(surface, history))

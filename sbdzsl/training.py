@@ -23,7 +23,6 @@ from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference
 from sbdzsl.config import Promise, TrainSettings
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.errors import BundleError, DataError
-from sbdzsl.sbad import plots
 from sbdzsl.sbad.attributes import AttributeTable, load_attributes, measure_attributes, standard_attributes
 from sbdzsl.sbad.backbone import load_backbone, restore_backbone
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
@@ -208,6 +207,8 @@ def conclude(
     collected = [one.data for one in trained]
     router = train_router(collected, attributes, plan.settings, plan.seed, learnt.append)
     for embeddings in learnt:
+        from sbdzsl.sbad import plots  # here, since it draws: a service, which loads this module, never does
+
         pictures = {
             "class_embeddings": plots.embeddings_png(embeddings, router.surfaces, router.attribute_names),
             "latent_space": plots.latent_png(embeddings, router.surfaces),

@@ -119,6 +119,15 @@ def test_inspect_starts_without_ray(trained: Trained) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_what_judges_online_loads_nothing_that_only_reports_need() -> None:
+    code = (
+        "import sys, sbdzsl.serving.run\n"
+        "print([name for name in ('matplotlib.figure', 'scipy.stats', 'jinja2', 'optuna') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_train_writes_a_bundle_that_inspects(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

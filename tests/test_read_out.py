@@ -12,7 +12,8 @@ import torch
 from sbdzsl import bundle as bundles
 from sbdzsl import cli
 from sbdzsl.inspector import Inspector
-from sbdzsl.report import make_viewer, write_report
+from sbdzsl.report.gallery import make_viewer
+from sbdzsl.report.html import write_report
 from sbdzsl.verdict import verdict_table
 from tests.conftest import SEEN, UNSEEN, Trained
 from tests.graphs import Tiny, write_graph

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 
 from sbdzsl.datasets.sample import Sample
 from sbdzsl.grouping import Group, Grouping, Member
-from sbdzsl.report import AuditFacts, GalleryImage, Viewer
+from sbdzsl.report.gallery import Viewer
+from sbdzsl.report.overlay import GalleryImage
+from sbdzsl.report.summary import AuditFacts
 from sbdzsl.verdict import REGION_TYPE, VERDICT_SCHEMA
 
 SURFACES = ("carpet", "hot-rolled steel", "leather", "magnetic tile")

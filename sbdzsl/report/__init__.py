@@ -1,20 +1,9 @@
-"""Audit rows to one HTML file, a summary and a list of alerts."""
+"""What people look at: pages, pictures and lists made of verdicts, evaluations and trainings.
 
-from sbdzsl.report.counting import summarise
-from sbdzsl.report.gallery import Viewer, make_viewer
-from sbdzsl.report.html import write_report
-from sbdzsl.report.overlay import GalleryImage, draw_overlay, encode_png, encode_thumbnail
-from sbdzsl.report.summary import AuditFacts, Summary
-
-__all__ = [
-    "AuditFacts",
-    "GalleryImage",
-    "Summary",
-    "Viewer",
-    "draw_overlay",
-    "encode_png",
-    "encode_thumbnail",
-    "make_viewer",
-    "summarise",
-    "write_report",
-]
+html            an audit's report; `counting`, `places`, `drift`, `figures` count it, `summary` is what they found
+gallery         judged images as pictures; `overlay` draws them, `cards` says what stands beside them
+alerts, diff    the rows that need a person; what differs between two audits
+groups_page, strangers    unseen images by what they resemble
+evaluation_page, detector_plots    how good a bundle is; training_page, label_budget    how it came about
+plots, formats  drawing and writing of figures
+"""

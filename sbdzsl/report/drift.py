@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Values = NDArray[np.float64]
 Measure = Literal["brightness", "sharpness", "unseen_score", "defect_score"]
@@ -173,6 +173,8 @@ def compare(pairs: Sequence[tuple[Measure, Values, Values]]) -> list[Drift]:
             median=float(np.median(found)) if len(found) else None,
         )
         if seen is not None and seen < 1:
+            from scipy import stats  # longer to import than all else that a service has of its own
+
             test = stats.ks_2samp(reference, found, method="asymp")
             index, noise = stability_index(reference, found)
             one = replace(one, psi=index, psi_noise=noise, ks=float(test.statistic), p_value=float(test.pvalue))
@@ -185,7 +187,7 @@ def smallest_seen(num_reference: int, num_images: int, num_tests: int) -> float:
     """Distance of two distributions that the test sees with a probability of `POWER`, both sizes above 0; at most 1."""
     critical = math.sqrt(-math.log(FALSE_ALARMS / num_tests / 2) / 2)
     spread = math.sqrt(1 / num_reference + 1 / num_images)
-    return min((critical + float(stats.norm.ppf(POWER)) / 2) * spread, 1.0)
+    return min((critical + float(special.ndtri(POWER)) / 2) * spread, 1.0)
 
 
 def stability_index(reference: Values, found: Values) -> tuple[float, float]:
@@ -203,7 +205,7 @@ def stability_index(reference: Values, found: Values) -> tuple[float, float]:
         shares.append(counts / counts.sum())
     expected, actual = shares
     index = float(((actual - expected) * np.log(actual / expected)).sum())
-    noise = float(stats.chi2.ppf(0.95, len(edges))) * (1 / len(reference) + 1 / len(found))
+    noise = float(special.chdtri(len(edges), 0.05)) * (1 / len(reference) + 1 / len(found))
     return index, noise
 
 

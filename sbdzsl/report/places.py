@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import polars as pl
-from scipy import stats
+from scipy import special
 
 from sbdzsl.report.figures import Rate, collect, rate
 
@@ -163,7 +163,7 @@ def folders(rows: pl.LazyFrame) -> Folders:
     first = counted.filter(pl.col("defect") > 0).sort("defect", "judged", "folder", descending=[True, False, False])
     limit = FALSE_MARKS / max(counted.height, 1)
     listed = tuple(
-        Folder(folder or "(no folder)", rate(num, of), bool(stats.binom.sf(num - 1, of, overall.value) < limit))
+        Folder(folder or "(no folder)", rate(num, of), bool(special.bdtrc(num - 1, of, overall.value) < limit))
         for folder, num, of in first.head(MAX_FOLDERS).iter_rows()
     )
     return Folders(listed, overall, counted.height, num_cut)

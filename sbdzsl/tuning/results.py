@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import yaml
-from matplotlib import pyplot
 from optuna import importance, visualization
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
@@ -162,6 +160,10 @@ def _table(rows: Sequence[TrialRow]) -> bytes:
 
 def _plot(study: SweepStudy, plot: Callable[..., Any]) -> bytes:
     """One of Optuna's plots as PNG; they are drawn by the global state of pyplot, which is left as it was."""
+    # Here, since the processes of the trials load this module and never draw.
+    import matplotlib
+    from matplotlib import pyplot
+
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of few trials

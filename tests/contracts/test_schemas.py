@@ -7,7 +7,7 @@ import polars as pl
 from sbdzsl import errors
 from sbdzsl.datasets import validation
 from sbdzsl.lake import MANIFEST_SCHEMA, MANIFEST_VALUES
-from sbdzsl.report import summarise
+from sbdzsl.report.counting import summarise
 from sbdzsl.report.diff import REASONS
 from sbdzsl.serving.log import LOG_SCHEMA
 from sbdzsl.verdict import VERDICT_SCHEMA

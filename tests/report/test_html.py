@@ -17,8 +17,9 @@ import pyarrow as pa
 import pytest
 
 from sbdzsl.errors import ImageError, LakeError
-from sbdzsl.report import AuditFacts, GalleryImage, Summary, write_report
-from sbdzsl.report.html import ADVICE
+from sbdzsl.report.html import ADVICE, write_report
+from sbdzsl.report.overlay import GalleryImage
+from sbdzsl.report.summary import AuditFacts, Summary
 from tests.verdicts import ERROR_CODES, KINDS, draw_facts, draw_references, draw_verdicts, draw_viewer
 
 TABLE = draw_verdicts(2000, seed=7)

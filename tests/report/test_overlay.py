@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sbdzsl.report import draw_overlay, encode_png, encode_thumbnail
-from sbdzsl.report.overlay import FULL_SCALE_LOGITS, PALETTE, heat_colours
+from sbdzsl.report.overlay import FULL_SCALE_LOGITS, PALETTE, draw_overlay, encode_png, encode_thumbnail, heat_colours
 from sbdzsl.verdict import Region
 
 

@@ -11,8 +11,9 @@ import pytest
 from sbdzsl.datasets.sample import Sample
 from sbdzsl.grouping import Grouping
 from sbdzsl.inspector import Inspector
-from sbdzsl.report import GalleryImage, strangers
+from sbdzsl.report import strangers
 from sbdzsl.report.gallery import make_viewer
+from sbdzsl.report.overlay import GalleryImage
 from sbdzsl.verdict import verdict_table
 from tests.conftest import UNSEEN, Trained
 from tests.verdicts import draw_facts, draw_verdicts, draw_viewer

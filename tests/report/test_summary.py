@@ -10,8 +10,10 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from sbdzsl.report import Summary, figures, summarise
+from sbdzsl.report import figures
+from sbdzsl.report.counting import summarise
 from sbdzsl.report.figures import Rate, rate
+from sbdzsl.report.summary import Summary
 from tests.verdicts import KINDS, draw_facts, draw_references, draw_verdicts, write_parts
 
 TABLE = draw_verdicts(2000, seed=3)
