@@ -120,13 +120,14 @@ def confused(figures: dict[str, Any]) -> list[str]:
 def cuts(figures: dict[str, Any]) -> list[str]:
     """H, time and size by stages."""
     edges = ", ".join(figures["edges"])
-    lines = row("stages", "numbers", "H at 5 %", "H at 2 %", f"envelope, edges of {edges}: H at 5 %", "crop, ms", "MB")
+    lines = row("stages", "numbers", "H at 5 %", "H at 2 %", f"envelope, edges of {edges}: H at 5 %", "time", "MB")
+    whole_ms = max(one["crop_ms"] for one in figures["cuts"])
     for one in figures["cuts"]:
         cells = [lowest(one[key]) for key in ("H@5%", "H@2%", "edges, H@5%")]
         first, last = one["stages"][0], one["stages"][-1]
-        size = [f"{one['crop_ms']:.1f}", f"{one['megabytes']:.2f}"]
+        size = [f"{one['crop_ms'] / whole_ms:.2f}", f"{one['megabytes']:.2f}"]
         lines += row(f"{first} to {last}", str(one["numbers"]), *cells, *size, head=False)
-    return lines
+    return [*lines, "", "Time of a crop as a share of the longest."]
 
 
 def latency(figures: dict[str, Any]) -> list[str]:
