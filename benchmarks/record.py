@@ -25,13 +25,13 @@ def shared_data() -> Path:
 
 def record(study: str, figures: dict[str, Any]) -> None:
     """Write `benchmarks/results/<study>.json`."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    where = origin()
     row = {
         "study": study,
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit.stdout.strip() or None,
-        "machine": {"processor": _processor(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "date": where["date"],
+        "commit": where["commit"],
+        "machine": {"processor": where["processor"], "cpus": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in ("torch", "ray", "opencv-python-headless", "numpy")},
         "figures": figures,
     }
@@ -39,6 +39,16 @@ def record(study: str, figures: dict[str, Any]) -> None:
     target = RESULTS / f"{study}.json"
     target.write_text(json.dumps(row, indent=2, allow_nan=False) + "\n")
     print(f"-> {target}")
+
+
+def origin() -> dict[str, str | None]:
+    """When, of which commit and on what processor something is measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit.stdout.strip() or None,
+        "processor": _processor(),
+    }
 
 
 def _processor() -> str:

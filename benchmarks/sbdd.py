@@ -10,14 +10,16 @@
     python benchmarks/sbdd.py ablation      each part of the recipe left out in turn, three seeds
     python benchmarks/sbdd.py robustness    other light, blur, noise and shift at the stored threshold
 
-All need the shared images (SBDZSL_SHARED) but for `drawn`. Runs take one thread each, two side by side; minutes of each
-study are in its result. Without an argument: all of them.
+All need the shared images (SBDZSL_SHARED) but for `drawn`. Trainings take one thread each, two side by side; how many
+minutes each took is in the result. Without an argument: all studies, hours of them. With `--go-on` a study keeps the
+trainings that its result holds, and records each further one as it ends: each says of which commit it is, and where it
+was run. (Not `kolektorsdd`, `tile` and `robustness`, which pool their scores.)
 """
 
 from __future__ import annotations
 
-import sys
-import time
+import argparse
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,10 +27,13 @@ from typing import Any
 
 import numpy as np
 from detector_runs import Run, Tested, errors_of, run_all
-from record import record
+from record import RESULTS, origin, record
 
 from sbdzsl.datasets import synthetic
 from sbdzsl.metrics import auroc, average_precision, average_precision_trapezoid, best_f1
+
+#: Trainings by the name that their figures stand under.
+Plan = dict[str, list[Run]]
 
 SEEDS = (0, 1, 2)
 FOLDS = 3
@@ -45,55 +50,48 @@ LEVELS = (("good images alone", None, 0), ("N = 0", 0, None), ("N = 5", 5, None)
 
 def kolektorsdd() -> dict[str, Any]:
     """Three folds by item, three seeds, all masks; pooled over folds as published, by raw score."""
-    tested = run_all([Run("kolektorsdd", seed, (k, FOLDS), settings=FINE) for seed in SEEDS for k in range(FOLDS)])
+    runs = [Run("kolektorsdd", seed, (k, FOLDS), settings=FINE) for seed in SEEDS for k in range(FOLDS)]
+    tested = list(run_all(runs))
     pooled = [pool([one for one in tested if one.run.seed == seed]) | {"seed": seed} for seed in SEEDS]
-    return summary(tested) | {"pooled": pooled, "pooled_ap": spread([one["ap"] for one in pooled])}
+    return summary(figures_of(tested)) | {"pooled": pooled, "pooled_ap": spread([one["ap"] for one in pooled])}
 
 
-def labels() -> dict[str, Any]:
+def labels() -> Plan:
     """KolektorSDD with fewer labels; three folds, three seeds."""
     settings = FINE | UNHURRIED
-    return by_name(
-        {
-            name: [
-                Run("kolektorsdd", seed, (k, FOLDS), masks, positives, settings) for seed in SEEDS for k in range(FOLDS)
-            ]
-            for name, masks, positives in LEVELS
-        }
-    )
+    return {
+        name: [Run("kolektorsdd", seed, (k, FOLDS), masks, positives, settings) for seed in SEEDS for k in range(FOLDS)]
+        for name, masks, positives in LEVELS
+    }
 
 
-def labels_half() -> dict[str, Any]:
+def labels_half() -> Plan:
     """The levels without masks at half size, the default, at which a crack is as wide as a drawn one; three seeds."""
-    return by_name(
-        {
-            name: [Run("kolektorsdd", seed, (k, FOLDS), masks, positives) for seed in SEEDS for k in range(FOLDS)]
-            for name, masks, positives in LEVELS[:2]
-        }
-    )
+    return {
+        name: [Run("kolektorsdd", seed, (k, FOLDS), masks, positives) for seed in SEEDS for k in range(FOLDS)]
+        for name, masks, positives in LEVELS[:2]
+    }
 
 
-def dagm() -> dict[str, Any]:
+def dagm() -> Plan:
     """DAGM class 1 (shared part), split by seed."""
     levels = (*LEVELS[:3], ("5 positives in all", None, 5), ("all masks", None, None))
-    return by_name({name: [Run("dagm_class1", seed, None, m, p) for seed in SEEDS] for name, m, p in levels})
+    return {name: [Run("dagm_class1", seed, None, m, p) for seed in SEEDS] for name, m, p in levels}
 
 
-def drawn() -> dict[str, Any]:
+def drawn() -> Plan:
     """The ten drawn surfaces without masks, and without any defect image."""
     surfaces = synthetic.SURFACES
-    return by_name(
-        {
-            name: [Run(f"drawn/{surface}", seed, None, m, p) for surface in surfaces for seed in SEEDS]
-            for name, m, p in LEVELS[:2]
-        }
-    )
+    return {
+        name: [Run(f"drawn/{surface}", seed, None, m, p) for surface in surfaces for seed in SEEDS]
+        for name, m, p in LEVELS[:2]
+    }
 
 
 def tile() -> dict[str, Any]:
     """Magnetic tile, all kinds as one class, five splits by group; each kind against the good ones too."""
     settings = {"epochs": 20, "max_minutes": 20.0}
-    tested = run_all([Run("magnetic_tile", seed, settings=settings) for seed in range(5)])
+    tested = list(run_all([Run("magnetic_tile", seed, settings=settings) for seed in range(5)]))
     kinds: dict[str, list[float]] = defaultdict(list)
     for one in tested:
         kind_of = np.array([name.split("/")[0] for name in one.names])
@@ -101,16 +99,16 @@ def tile() -> dict[str, Any]:
             chosen = ~one.labels | (kind_of == kind)
             kinds[kind].append(float(auroc(one.labels[chosen], one.scores[chosen]) or 0))
     chance = [float(one.labels.mean()) for one in tested]
-    return summary(tested) | {
+    return summary(figures_of(tested)) | {
         "chance_ap": spread(chance),
         "auroc_by_kind": {kind: spread(values) for kind, values in kinds.items()},
     }
 
 
-def sizes() -> dict[str, Any]:
+def sizes() -> Plan:
     """Widths of `lite` on KolektorSDD's hardest fold at half size, all with random weights to begin with."""
     widths = (0.5, 1.0, 1.5, 2.0)
-    return by_name({f"width {width:g}": hardest({"width": width, "start": "random"}) for width in widths})
+    return {f"width {width:g}": hardest({"width": width, "start": "random"}) for width in widths}
 
 
 def hardest(changed: dict[str, Any]) -> list[Run]:
@@ -130,9 +128,9 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def ablation() -> dict[str, Any]:
+def ablation() -> Plan:
     """KolektorSDD's hardest fold at half size, with each part changed in turn."""
-    return by_name({name: hardest(changed) for name, changed in PARTS.items()})
+    return {name: hardest(changed) for name, changed in PARTS.items()}
 
 
 def robust() -> dict[str, Any]:
@@ -141,23 +139,56 @@ def robust() -> dict[str, Any]:
     return {"surfaces": {one.run.source: [asdict(row) for row in one.robustness] for one in run_all(runs)}}
 
 
-def by_name(runs: dict[str, list[Run]]) -> dict[str, Any]:
-    """Run all, then summarise each name's own."""
-    tested = iter(run_all([run for group in runs.values() for run in group]))
-    return {name: summary([next(tested) for _ in group]) for name, group in runs.items()}
+def train_planned(study: str, plan: Plan, go_on: bool) -> None:
+    """Train what is planned, but for what the result holds already if it is to `go_on`; record each name's summary."""
+    done = {name: recorded(study, name) if go_on else [] for name in plan}
+    known = {(name, *which(row)) for name, rows in done.items() for row in rows}
+    left = [
+        (name, run)
+        for name, runs in plan.items()
+        for run in runs
+        if (name, run.source, run.seed, run.fold[0] if run.fold else None) not in known
+    ]
+    left.sort(key=lambda one: one[1].seed)  # a whole table of one seed first
+    for number, ((name, _), tested) in enumerate(zip(left, run_all([run for _, run in left]), strict=True), 1):
+        done[name].append(tested.figures() | origin())
+        done[name].sort(key=lambda row: tuple(map(str, which(row))))
+        if (go_on and all(done.values())) or number == len(left):
+            record(f"sbdd_{study}", {name: summary(rows) for name, rows in done.items()})
 
 
-def summary(tested: Sequence[Tested]) -> dict[str, Any]:
-    """Mean and spread of AP by source, and each run's figures."""
-    of_source: dict[str, list[Tested]] = defaultdict(list)
-    for one in tested:
-        of_source[one.run.source].append(one)
-    figures = [one.figures() for one in tested]
+def recorded(study: str, name: str) -> list[dict[str, Any]]:
+    """The trainings of one name that the study's result holds."""
+    file = RESULTS / f"sbdd_{study}.json"
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    rows = found["figures"].get(name, {"runs": []})["runs"]
+    # Those of before trainings were recorded one by one are all of the result's own commit and machine.
+    own = {"commit": found["commit"], "date": found["date"], "processor": found["machine"]["processor"]}
+    return [row if "commit" in row else row | own for row in rows]
+
+
+def which(row: dict[str, Any]) -> tuple[str, int, int | None]:
+    """Which training of its name a recorded row is: source, seed, fold."""
+    return row["source"], row["seed"], row["fold"]
+
+
+def figures_of(tested: Sequence[Tested]) -> list[dict[str, Any]]:
+    """Their figures, in order."""
+    return [one.figures() for one in tested]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of AP by source, and each training's figures."""
+    of_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        of_source[row["source"]].append(row)
     means = {
-        source: {name: spread([one.figures()[name] for one in group]) for name in ("ap", "auroc", "pixel_ap")}
+        source: {name: spread([row[name] for row in group]) for name in ("ap", "auroc", "pixel_ap")}
         for source, group in of_source.items()
     }
-    return {"all": spread([one["ap"] for one in figures]), "by_source": means, "runs": figures}
+    return {"all": spread([row["ap"] for row in rows]), "by_source": means, "runs": list(rows)}
 
 
 def pool(tested: Sequence[Tested]) -> dict[str, Any]:
@@ -188,23 +219,36 @@ def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     }
 
 
-STUDIES: dict[str, Callable[[], dict[str, Any]]] = {
+POOLED: dict[str, Callable[[], dict[str, Any]]] = {
     "kolektorsdd": kolektorsdd,
+    "tile": tile,
+    "robustness": robust,
+}
+PLANNED: dict[str, Callable[[], Plan]] = {
     "labels": labels,
     "labels_half": labels_half,
     "dagm": dagm,
     "drawn": drawn,
-    "tile": tile,
     "sizes": sizes,
     "ablation": ablation,
-    "robustness": robust,
 }
 
+
+def main() -> None:
+    """Do the studies that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="*", metavar="study", help=", ".join(POOLED | PLANNED), default=[])
+    parser.add_argument("--go-on", action="store_true", help="keep what the result holds, record each training")
+    arguments = parser.parse_args()
+    known = list(PLANNED if arguments.go_on else POOLED | PLANNED)
+    if unknown := set(arguments.studies) - set(known):
+        parser.error(f"found {', '.join(sorted(unknown))}, expected some of {', '.join(known)}")
+    for study in arguments.studies or known:
+        if study in PLANNED:
+            train_planned(study, PLANNED[study](), arguments.go_on)
+        else:
+            record(f"sbdd_{study}", POOLED[study]())
+
+
 if __name__ == "__main__":
-    chosen = sys.argv[1:] or list(STUDIES)
-    if set(chosen) - set(STUDIES):
-        sys.exit(f"found {chosen}; studies are {', '.join(STUDIES)}")
-    for study in chosen:
-        started = time.monotonic()
-        found = STUDIES[study]()
-        record(f"sbdd_{study}", found | {"minutes": round((time.monotonic() - started) / 60, 1)})
+    main()

@@ -34,7 +34,7 @@ def result(study: str) -> dict[str, Any] | None:
 
 def command_of(found: dict[str, Any]) -> str:
     """What makes the result anew: without a time limit, by which a study may have been recorded in several goes."""
-    return re.sub(r" --minutes \S+", "", found["command"])
+    return re.sub(r" --minutes \S+| --go-on", "", found["command"])
 
 
 def sections() -> str:
@@ -42,15 +42,15 @@ def sections() -> str:
     parts = []
     for study, title, lines_of in (
         ("sbdd_kolektorsdd", "KolektorSDD, all masks: three folds by item, three seeds", kolektorsdd),
-        ("sbdd_labels", "KolektorSDD, fewer labels, native size: three folds, each with its own seed", labels),
+        ("sbdd_labels", "KolektorSDD, fewer labels, native size, three folds", labels),
         ("sbdd_labels_half", "The same at half size, the default, three seeds", labels),
         ("sbdd_dagm", "DAGM class 1 (shared part), three seeds", by_level),
         ("sbdd_drawn", "Ten drawn surfaces, three seeds each", by_level),
         ("sbdd_tile", "Magnetic tile, all kinds as one class, five splits by group", tile),
         ("neu_boxes", "NEU boxes, three seeds", neu),
-        ("sbdd_sizes", "Widths of `lite`, random start, half size", sizes),
+        ("sbdd_sizes", "Widths of `lite`, random start, half size", hardest),
         ("pretrained_start", "What the learnt start knows before any training", learnt),
-        ("sbdd_ablation", "One part of the recipe changed at a time, one seed", ablation),
+        ("sbdd_ablation", "One part of the recipe changed at a time, half size", hardest),
         ("sbdd_robustness", "Other light, blur, noise and shift, at the stored threshold", robustness),
         ("runtimes", "Milliseconds an image, two threads", runtimes),
         ("int8_ap", "What int8 costs: KolektorSDD at half size, three folds", int8),
@@ -91,15 +91,15 @@ def kolektorsdd(figures: dict[str, Any]) -> list[str]:
 
 def labels(figures: dict[str, Any]) -> list[str]:
     """AP by level of labels beside goal and publication."""
-    lines = row(
-        "training sees", "AP, mean (min to max)", "goal", "published", "AUROC", "pixel AP", "FP / FN, validation"
-    )
+    heads = ("training sees", "trainings", "AP, mean (min to max)", "goal", "published")
+    lines = row(*heads, "AUROC", "pixel AP", "FP / FN, validation")
     for level, found in levels_of(figures).items():
         source, means = next(iter(found["by_source"].items()))
         published = PUBLISHED.get(source, {}).get(level)
         total = {name: sum(run[name] for run in found["runs"]) for name in ("fp", "fn")}
         lines += row(
             level,
+            str(len(found["runs"])),
             with_range(means["ap"]),
             f"{GOALS[level]:.2f}" if level in GOALS else "",
             f"{published:.1f} %" if published else "",
@@ -156,21 +156,13 @@ def neu(figures: dict[str, Any]) -> list[str]:
     return lines + row(*(with_range(figures[name]) for name in names), head=False)
 
 
-def sizes(figures: dict[str, Any]) -> list[str]:
-    """AP over widths."""
-    lines = row("size", "AP, KolektorSDD's hardest fold", "minutes of training, slowest")
+def hardest(figures: dict[str, Any]) -> list[str]:
+    """AP over widths, or with a part of the recipe changed."""
+    lines = row("", "trainings", "AP, KolektorSDD's hardest fold, mean (min to max)")
     for name, found in levels_of(figures).items():
-        slowest = max(run["train_minutes"] for run in found["runs"])
-        lines += row(name, f"{found['all']['mean']:.3f}", f"{slowest:.1f}", head=False)
-    return lines
-
-
-def ablation(figures: dict[str, Any]) -> list[str]:
-    """Each part's worth."""
-    sources = list(next(iter(levels_of(figures).values()))["by_source"])
-    lines = row("changed", *(f"AP {source}" for source in sources))
-    for name, found in levels_of(figures).items():
-        lines += row(name, *(f"{found['by_source'][source]['ap']['mean']:.3f}" for source in sources), head=False)
+        number = len(found["runs"])
+        shown = with_range(found["all"]) if number > 1 else f"{found['all']['mean']:.3f}"
+        lines += row(name, str(number), shown, head=False)
     return lines
 
 
@@ -301,10 +293,11 @@ def draw_sizes(target: Path) -> None:
             if (run["network"], run["width"], run["task"], run["batch"]) == ("lite", width, "network", 1)
             and run["precision"] == "float32"
         ]
-        axes.plot(min(own), found["all"]["mean"], "o", color="tab:blue")
+        mean, lowest, highest = (found["all"][name] for name in ("mean", "min", "max"))
+        axes.errorbar(min(own), mean, [[mean - lowest], [highest - mean]], fmt="o", color="tab:blue", capsize=3)
         axes.annotate(name, (min(own), found["all"]["mean"]), xytext=(6, 6), textcoords="offset points")
     axes.set_xlabel("ms for 512 x 512 network pixels, best runtime, float32, two threads")
-    axes.set_ylabel("AP on KolektorSDD's hardest fold")
+    axes.set_ylabel("AP on KolektorSDD's hardest fold, mean and range")
     axes.set_title("Sizes of lite")
     axes.grid(alpha=0.3)
     figure.savefig(target, dpi=110)
