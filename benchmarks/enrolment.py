@@ -137,7 +137,7 @@ def measure(
     lots = [group for other, split in parts.items() for group in surfaces[other].groups[split[0][:MAX_IMAGES]]]
     router = fit_router(
         EmbeddedImages(*flat(train), lots), EmbeddedImages(*flat(calibration)), standard_attributes(), settings, seed
-    )
+    ).router
     known, strange = flat(test)[0], {other: surfaces[other].features[:MAX_IMAGES] for other in unseen}
     before = [router.route(row) for row in known]
     own = surfaces[name]

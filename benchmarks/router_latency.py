@@ -38,12 +38,12 @@ def main() -> int:
     router = fit_router(
         EmbeddedImages(data.clean[train], data.surfaces[train].tolist(), copies=data.copies[train]),
         EmbeddedImages(
-            data.clean[known & ~train], data.surfaces[known & ~train].tolist(), copies=data.even[known & ~train]
+            data.clean[known & ~train], data.surfaces[known & ~train].tolist(), even=data.even[known & ~train, 0]
         ),
         standard_attributes(),
         settings,
         seed=0,
-    )
+    ).router
     trunk = load_backbone()
     embedders = {"torch": Embedder(trunk, settings)}
     for runtime in RUNTIMES[1:]:

@@ -97,7 +97,7 @@ def fit(seen: dict[str, Features], settings: RouterSettings, seed: int) -> Surfa
         TABLE,
         settings,
         seed,
-    )
+    ).router
 
 
 def measure(router: SurfaceRouter, features: dict[str, Features]) -> dict[str, list[float]]:

@@ -233,7 +233,7 @@ def tested(
             np.stack([features[one.image_id] for one in chosen]), [one.surface or "" for one in chosen], groups
         )
 
-    router = fit_router(rows("train"), rows("val"), standard_attributes(), settings, seed=0)
+    router = fit_router(rows("train"), rows("val"), standard_attributes(), settings, seed=0).router
     judged = [one for one in samples if one.split == "test" or one.surface in unseen]
     routes = [router.route(features[one.image_id]) for one in judged]
     surfaces, scores = [one.surface or "" for one in judged], np.array([route.unseen_score for route in routes])

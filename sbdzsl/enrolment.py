@@ -86,7 +86,7 @@ def enrol(
     embedder = Embedder(bundle.backbone, bundle.settings.router, device)
     data = load_surface(surface, samples, None, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
     groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
-    embedded = embed_images(surface, (*data.train, *data.val), groups, embedder, extreme=True)
+    embedded = embed_images(surface, (*data.train, *data.val), groups, embedder)
     features, copies = embedded.features, embedded.copies
     claim = router_enrolment.largest_claim(bundle.router, features, groups)
     router_enrolment.require_unclaimed(claim, surface)

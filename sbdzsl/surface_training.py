@@ -105,8 +105,12 @@ def load_surface(
         surface=surface,
         train=tuple(images["train"]),
         val=tuple(images["val"]),
-        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, extreme=True, team=team),
-        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, extreme=False, team=team),
+        train_embedded=embed_images(
+            surface, images["train"], groups["train"], embedder, learnt=True, judged=are_all_judged(embedder), team=team
+        ),
+        val_embedded=embed_images(
+            surface, images["val"], groups["val"], embedder, learnt=are_all_judged(embedder), judged=True, team=team
+        ),
         val_appearances=tuple(appearances),
         val_defective=tuple(image.defective for image in images["val"]),
         skipped=tuple(skipped),
@@ -120,28 +124,38 @@ def embed_images(
     groups: Sequence[str],
     embedder: Embedder | None,
     *,
-    extreme: bool,
+    learnt: bool = True,
+    judged: bool = False,
     team: Team = ALONE,
 ) -> EmbeddedImages:
     """Features of images of one surface, and of changed copies of them if the embedder's settings want any.
 
-    `extreme` copies, as many as the settings say, are for fitting; otherwise there is one, drawn evenly, for
-    calibration. Without an `embedder` features are empty, [n, 0].
+    Images that a gate learns (`learnt`) have extreme copies, as many as the settings say; those that set thresholds
+    (`judged`) have one, drawn evenly. Without an `embedder` features are empty, [n, 0].
     """
     names = [surface] * len(images)
     if embedder is None:
         return EmbeddedImages(np.empty((len(images), 0), np.float32), names, groups)
     settings = embedder.settings
-    number = settings.copies if extreme else min(settings.copies, 1)
+    num_extreme, num_even = settings.copies * learnt, min(settings.copies, 1) * judged
 
-    def embed(numbered: tuple[int, TrainingImage]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    def embed(numbered: tuple[int, TrainingImage]) -> NDArray[np.float32]:
         place, image = numbered
-        copies = changed_copies(image.grey, settings.envelope, number, (extreme, place), extreme=extreme)
-        return embedder.embed(image.grey), [embedder.embed(copy) for copy in copies]
+        extreme = changed_copies(image.grey, settings.envelope, num_extreme, (True, place), extreme=True)
+        even = changed_copies(image.grey, settings.envelope, num_even, (False, place), extreme=False)
+        return np.stack([embedder.embed(grey) for grey in (image.grey, *extreme, *even)])
 
-    embedded = team.spread(embed, list(enumerate(images)))
-    copies = np.array([copies for _, copies in embedded], dtype=np.float32) if number else None
-    return EmbeddedImages(np.stack([features for features, _ in embedded]), names, groups, copies)
+    embedded = np.stack(team.spread(embed, list(enumerate(images))))
+    # Whole arrays of their own: how a product is summed may hang on strides.
+    features, copies, even = map(np.ascontiguousarray, np.split(embedded, [1, 1 + num_extreme], axis=1))
+    return EmbeddedImages(
+        features[:, 0], names, groups, copies if num_extreme else None, even[:, 0] if num_even else None
+    )
+
+
+def are_all_judged(embedder: Embedder | None) -> bool:
+    """Whether training images set thresholds too, and validation images are learnt."""
+    return embedder is not None and embedder.settings.calibration == "cross-fitted"
 
 
 def train_detector(
@@ -252,16 +266,16 @@ class TrainedFile:
 
 
 def embedded_tensors(images: EmbeddedImages) -> dict[str, torch.Tensor]:
-    """Features and copies by name, for a file of tensors."""
-    found = {"features": images.features, "copies": images.copies}
+    """Features by name, those of copies too, for a file of tensors."""
+    found = {"features": images.features, "copies": images.copies, "even": images.even}
     # Copied: what came through an object store may not be written to, of which torch warns.
     return {name: torch.from_numpy(value.copy()) for name, value in found.items() if value is not None}
 
 
 def embedded_from(surface: str, tensors: Mapping[str, torch.Tensor], groups: Sequence[str] | None) -> EmbeddedImages:
     """The inverse of `embedded_tensors`."""
-    features, copies = tensors["features"].numpy(), tensors.get("copies")
-    return EmbeddedImages(features, [surface] * len(features), groups, None if copies is None else copies.numpy())
+    found = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return EmbeddedImages(surfaces=[surface] * len(found["features"]), groups=groups, **found)
 
 
 def training_file(out: str, surface: str, kind: Literal["checkpoint", "json", "png", "trained"]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from sbdzsl.sbad.backbone import load_backbone, restore_backbone
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.fit import fit_router, joined
+from sbdzsl.sbad.fit import FittedRouter, fit_router, joined
 from sbdzsl.sbdd.fit import Progress
 from sbdzsl.sbdd.team import ALONE, Team
 from sbdzsl.surface_training import (
@@ -205,7 +206,8 @@ def conclude(
             attributes = attributes.with_row(one.data.surface, one.attributes)
     learnt: list[LearnedEmbeddings] = []
     collected = [one.data for one in trained]
-    router = train_router(collected, attributes, plan.settings, plan.seed, learnt.append)
+    fitted = train_router(collected, attributes, plan.settings, plan.seed, learnt.append)
+    router = fitted.router
     for embeddings in learnt:
         from sbdzsl.sbad import plots  # here, since it draws: a service, which loads this module, never does
 
@@ -228,7 +230,7 @@ def conclude(
     if missing:
         provenance["missing"] = dict(missing)
     detectors = {one.data.surface: one.detector for one in trained}
-    references = {data.surface: make_reference(data, unseen_scores(router, data)) for data in collected}
+    references = make_references(collected, fitted)
     backbone = restore_backbone(plan.backbone_card, plan.backbone_tensors)
     bundle = bundles.save(plan.out, plan.settings, backbone, router, detectors, references, provenance)
     remove_unfinished(plan.out, plan.surfaces)
@@ -241,8 +243,8 @@ def train_router(
     settings: TrainSettings,
     seed: int,
     observe: Callable[[LearnedEmbeddings], object] | None = None,
-) -> SurfaceRouter:
-    """Fit SBAD on the training features of all seen surfaces, calibrate it on their validation features.
+) -> FittedRouter:
+    """Fit SBAD on the features of all seen surfaces, calibrated as `settings.router.calibration` says.
 
     `observe` is given what the CE-VAE learnt, if there was one.
     """
@@ -266,12 +268,18 @@ def make_reference(data: SurfaceData, scores: Mapping[Promise, Sequence[float]])
     )
 
 
-def unseen_scores(router: SurfaceRouter, data: SurfaceData) -> dict[Promise, list[float]]:
-    """Under each promise the unseen scores of good validation images, which the router must not have learnt from."""
-    features = [data.val_embedded.features[i] for i in _kept_good(data)]
-    return {
-        promise: [router.promising(promise).route(row).unseen_score for row in features] for promise in router.gates
-    }
+def make_references(surfaces: Sequence[SurfaceData], fitted: FittedRouter) -> dict[str, Reference]:
+    """The reference of each surface; `fitted` was calibrated on the validation images of `surfaces`, in their order."""
+    references, first = {}, 0
+    for data in surfaces:
+        places = [first + number for number in _kept_good(data)]
+        scores = {
+            promise: [float(score) for score in of[places] if np.isfinite(score)]
+            for promise, of in fitted.unseen_scores.items()
+        }
+        references[data.surface] = make_reference(data, scores)
+        first += len(data.val_embedded.features)
+    return references
 
 
 def _kept_good(data: SurfaceData) -> list[int]:

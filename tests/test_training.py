@@ -16,7 +16,7 @@ from sbdzsl.inspector import Inspector
 from sbdzsl.sbad.backbone import load_backbone
 from sbdzsl.sbad.embedding import Embedder
 from sbdzsl.sbad.fit import EmbeddedImages
-from sbdzsl.surface_training import SurfaceData, load_surface
+from sbdzsl.surface_training import SurfaceData, embedded_from, embedded_tensors, load_surface
 from tests.conftest import SEEN, SMALL, UNSEEN, Trained
 
 
@@ -134,6 +134,32 @@ def test_the_reference_is_what_verdicts_say_of_held_out_good_images(trained: Tra
             assert reference.brightness == tuple(verdict.brightness for verdict in found)
             assert reference.sharpness == tuple(verdict.sharpness for verdict in found)
             assert reference.unseen_scores[promise] == tuple(verdict.unseen_score for verdict in found)
+
+
+def test_cross_fitted_references_are_scores_by_gates_that_did_not_learn_the_image(
+    trained: Trained, tmp_path: Path
+) -> None:
+    router = SMALL.router.model_copy(update={"calibration": "cross-fitted"})
+    settings = SMALL.model_copy(update={"router": router})
+    left_out = (*SEEN[1:], UNSEEN)
+    bundle = training.train(trained.manifest, str(tmp_path / "b"), settings, unseen=left_out, report=lambda _: None)
+    counts, reference = bundle.card["provenance"]["images"][SEEN[0]], bundle.references[SEEN[0]]
+    for promise in ("plain", "envelope"):
+        assert len(bundle.router.calibration_scores[promise]) == counts["train"] + counts["val"]
+        assert 0 < len(reference.unseen_scores[promise]) == len(reference.brightness)
+        assert min(reference.unseen_scores[promise]) > 0
+
+
+@pytest.mark.parametrize("with_copies", [True, False])
+def test_features_come_back_from_their_file(with_copies: bool) -> None:
+    drawn = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+    images = EmbeddedImages(drawn[:, 0], ["a"] * 4, ["x", "x", "y", "z"])
+    if with_copies:
+        images = EmbeddedImages(drawn[:, 0], ["a"] * 4, ["x", "x", "y", "z"], drawn[:, 1:], drawn[:, 2])
+    found = embedded_from("a", embedded_tensors(images), images.groups)
+    assert (found.surfaces, found.groups) == (images.surfaces, images.groups)
+    for name in ("features", "copies", "even"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(images, name))
 
 
 def test_a_reference_is_bounded_and_spread_over_the_images() -> None:

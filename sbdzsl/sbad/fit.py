@@ -1,13 +1,19 @@
 """Features of seen surfaces -> a `SurfaceRouter`.
 
-Unseen surfaces have no way in; calibration images set the threshold and nothing else.
+Unseen surfaces have no way in. Calibration images set the threshold, in one of two ways (`settings.calibration`):
+
+- held-out: they do nothing else, and nothing else does.
+- cross-fitted: all images are dealt into `FOLDS` folds, whole groups; each is judged by a gate that learnt the other
+  folds, and the router's own gate learns all of them. More images for the gate and for the threshold alike; the gates
+  that set it know a fifth less than the one it is for, which errs towards fewer false alarms (cross-conformal
+  prediction, Vovk 2015).
 
 Shapes: N training images, M calibration images, C changed copies of each, D features, K seen surfaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,40 +24,62 @@ from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
-from sbdzsl.sbad.gate import SurfaceGate, fit_gate
+from sbdzsl.sbad.gate import Labels, SurfaceGate, fit_gate, group_numbers
 from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
+FOLDS = 5
+#: What a gate needs of a surface.
+_MIN_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedImages:
     """Images as the backbone sees them: `features` [N, D] float32, with the name of each one's surface.
 
-    `groups` (part or lot) name images that are not independent of each other. `copies` [N, C, D] are features of the
-    same images under changed conditions (`conditions.py`); None where the envelope promise is not wanted.
+    `groups` (part or lot) name images that are not independent of each other. For the envelope promise, where it is
+    wanted: `copies` [N, C, D], features of the same images under changed conditions (`conditions.py`), extreme ones,
+    which a gate learns; `even` [N, D], of one copy each under conditions drawn evenly, which sets the threshold. That
+    is what the promise is about, and more than one would count an image twice.
     """
 
     features: Features
     surfaces: Sequence[str]
     groups: Sequence[str] | None = None
     copies: Features | None = None
+    even: Features | None = None
 
     def __post_init__(self) -> None:
-        parts = (self.surfaces, self.groups, self.copies)
+        parts = (self.surfaces, self.groups, self.copies, self.even)
         if any(part is not None and len(part) != len(self.features) for part in parts):
             raise ValueError(f"{len(self.features)} features need as many surfaces, groups and copies")
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRouter:
+    """A router, and the `unseen_scores` [M] of the calibration images as they are, under each of its promises.
+
+    They are those of a gate that did not learn the image: what new images of the surfaces will show. NaN where every
+    gate had to learn it.
+    """
+
+    router: SurfaceRouter
+    unseen_scores: Mapping[Promise, Scores]
 
 
 def joined(parts: Sequence[EmbeddedImages]) -> EmbeddedImages:
     """Images of several surfaces as one; without groups or copies where a part has none."""
     groups = [part.groups for part in parts if part.groups is not None]
     copies = [part.copies for part in parts if part.copies is not None]
+    even = [part.even for part in parts if part.even is not None]
     return EmbeddedImages(
         np.concatenate([part.features for part in parts]),
         [surface for part in parts for surface in part.surfaces],
         [group for part in groups for group in part] if len(groups) == len(parts) else None,
         np.concatenate(copies) if len(copies) == len(parts) else None,
+        np.concatenate(even) if len(even) == len(parts) else None,
     )
 
 
@@ -62,11 +90,11 @@ def fit_router(
     settings: RouterSettings,
     seed: int,
     observe: Callable[[LearnedEmbeddings], object] | None = None,
-) -> SurfaceRouter:
-    """Fit gates and class-embedding reader on training images, thresholds on calibration images.
+) -> FittedRouter:
+    """Fit gates, thresholds and class-embedding reader. The reader learns training images alone.
 
-    The envelope promise needs copies of both: extreme ones of the training images, and of each calibration image one
-    under conditions drawn evenly, which is what the promise is about; more than one would count an image twice.
+    The router has the envelope promise where training images have `copies` and calibration images `even` ones; to be
+    cross-fitted, all have to have both. The rule of the paper is always held out: it takes too long to fit.
     `observe` is given what the CE-VAE learnt, if there was one.
     The same arguments give the same bytes on the same machine. Raises `DataError`: `too-few-images` where a
     surface has fewer than two training images or there is no calibration image, `bad-attributes` where the table lacks
@@ -74,22 +102,115 @@ def fit_router(
     """
     names = sorted({str(surface) for surface in train.surfaces})
     _check_counts(names, train.surfaces, calibration.surfaces)
-    labels = np.array([names.index(surface) for surface in train.surfaces], dtype=np.int64)
     real_ce = attributes.matrix(names)
-    held_out: dict[Promise, Features] = {"plain": calibration.features}
-    gates: dict[Promise, SurfaceGate] = {"plain": fit_gate(train.features, labels, settings, train.groups)}
-    if train.copies is not None and calibration.copies is not None:
-        held_out["envelope"] = calibration.copies[:, 0]
-        gates["envelope"] = fit_gate(train.features, labels, settings, train.groups, train.copies)
-    reading = fit_reading(train.features, labels, real_ce, settings, seed)
+    is_crossed = settings.calibration == "cross-fitted" and settings.score != "paper"
+    fit = _cross_fitted if is_crossed else _held_out
+    found: dict[Promise, _Calibrated] = {
+        "plain": fit(_without_copies(train), _without_copies(calibration), names, settings)
+    }
+    needed = [train.copies, calibration.even]
+    needed += [train.even, calibration.copies] if is_crossed else []
+    if all(one is not None for one in needed):
+        found["envelope"] = fit(train, calibration, names, settings)
+    reading = fit_reading(train.features, _labels(train, names), real_ce, settings, seed)
     if observe is not None and reading.learnt is not None:
         observe(reading.learnt)
     reader = reading.reader()
-    scores: dict[Promise, NDArray[np.float64]] = {}
-    for promise, features in held_out.items():
-        scored = gates[promise] if settings.score == "whitened-nn" else reader
-        scores[promise] = np.array([scored.distances(row).min() for row in features])
-    return SurfaceRouter(names, attributes.names, gates, reader, scores, settings)
+    if settings.score == "paper":
+        found = {
+            promise: _Calibrated(one.gate, *_judged(reader.distances, calibration, promise == "envelope"))
+            for promise, one in found.items()
+        }
+    gates = {promise: one.gate for promise, one in found.items()}
+    thresholds = {promise: one.threshold_scores for promise, one in found.items()}
+    router = SurfaceRouter(names, attributes.names, gates, reader, thresholds, settings)
+    return FittedRouter(router, {promise: one.unseen_scores for promise, one in found.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrated:
+    """A gate with the scores that set its threshold, and those of the calibration images as they are [M]."""
+
+    gate: SurfaceGate
+    threshold_scores: Scores
+    unseen_scores: Scores
+
+
+def _without_copies(images: EmbeddedImages) -> EmbeddedImages:
+    return EmbeddedImages(images.features, images.surfaces, images.groups)
+
+
+def _labels(images: EmbeddedImages, names: Sequence[str]) -> Labels:
+    return np.array([names.index(surface) for surface in images.surfaces], dtype=np.int64)
+
+
+def _judged(
+    distances: Callable[[Features], Scores], images: EmbeddedImages, under_change: bool
+) -> tuple[Scores, Scores]:
+    """Unseen scores of images as the promise is about them, and as they are."""
+    plain = np.array([distances(row).min() for row in images.features])
+    if not under_change or images.even is None:
+        return plain, plain
+    return np.array([distances(row).min() for row in images.even]), plain
+
+
+def _held_out(
+    train: EmbeddedImages, calibration: EmbeddedImages, names: Sequence[str], settings: RouterSettings
+) -> _Calibrated:
+    gate = fit_gate(train.features, _labels(train, names), settings, train.groups, train.copies)
+    return _Calibrated(gate, *_judged(gate.distances, calibration, train.copies is not None))
+
+
+def _cross_fitted(
+    train: EmbeddedImages, calibration: EmbeddedImages, names: Sequence[str], settings: RouterSettings
+) -> _Calibrated:
+    images = joined([train, calibration])
+    labels, under_change = _labels(images, names), images.copies is not None
+    folds = deal_folds(labels, images.groups)
+    scores = np.full((2, len(labels)), np.nan)
+    for fold in range(FOLDS):
+        out = np.flatnonzero(folds == fold)
+        if len(out):
+            rest = _only(images, np.flatnonzero(folds != fold))
+            gate = fit_gate(rest.features, _labels(rest, names), settings, rest.groups, rest.copies)
+            scores[:, out] = _judged(gate.distances, _only(images, out), under_change)
+    judged = folds >= 0
+    if not judged.any():
+        raise DataError(
+            "too-few-images",
+            "found no image that can be judged by a gate that did not learn it: each surface has one group, or two "
+            "images; add groups (parts, lots) of images",
+        )
+    gate = fit_gate(images.features, labels, settings, images.groups, images.copies)
+    threshold_scores, unseen_scores = scores
+    return _Calibrated(gate, threshold_scores[judged], unseen_scores[len(train.features) :])
+
+
+def deal_folds(labels: Labels, groups: Sequence[str] | None) -> Labels:
+    """[N]: the fold of each image, 0 to `FOLDS` - 1, whole groups, each surface's dealt by chance, always the same.
+
+    -1 for an image that every gate needs: without its group a surface would have fewer than two images.
+    """
+    numbers = group_numbers(labels, groups)
+    folds = np.full(len(labels), -1, dtype=np.int64)
+    for surface in np.unique(labels):
+        own = labels == surface
+        dealt = np.random.default_rng(0).permutation(np.unique(numbers[own]))
+        for fold in range(FOLDS):
+            out = own & np.isin(numbers, dealt[fold::FOLDS])
+            if own.sum() - out.sum() >= _MIN_IMAGES:
+                folds[out] = fold
+    return folds
+
+
+def _only(images: EmbeddedImages, chosen: NDArray[np.intp]) -> EmbeddedImages:
+    return EmbeddedImages(
+        images.features[chosen],
+        [images.surfaces[place] for place in chosen],
+        None if images.groups is None else [images.groups[place] for place in chosen],
+        None if images.copies is None else images.copies[chosen],
+        None if images.even is None else images.even[chosen],
+    )
 
 
 def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_surfaces: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ class RouterBench:
         names, held_out = list(seen), joined([one.val for one in seen.values()])
         strangers = joined([part for name in self.folds[step] for part in _parts(self.surfaces[name])])
         train = joined([one.train for one in seen.values()])
-        router = fit_router(train, held_out, self.attributes, _what_decides(settings.router), self.seed)
+        router = fit_router(train, held_out, self.attributes, _what_decides(settings.router), self.seed).router
         own, own_ms = _timed(held_out.features, router.route)
         far, far_ms = _timed(strangers.features, router.route)
         scores = _calibration_scores(router, held_out, own)
@@ -226,10 +226,13 @@ def _halves(seen: Mapping[str, EmbeddedSurface]) -> NDArray[np.bool_]:
 
 
 def _what_decides(settings: RouterSettings) -> RouterSettings:
-    """Without training of the networks that explain, where they decide nothing: most of the time goes there."""
-    if settings.score == "paper":
-        return settings
-    return settings.model_copy(update={"class_embedding": "real", "vaegan_steps": 0})
+    """Without training of the networks that explain, where they decide nothing: most of the time goes there.
+
+    Validation images are held out: they are what is judged.
+    """
+    changes: dict[str, Any] = {"calibration": "held-out"}
+    changes |= {} if settings.score == "paper" else {"class_embedding": "real", "vaegan_steps": 0}
+    return settings.model_copy(update=changes)
 
 
 def _calibration_scores(
@@ -237,8 +240,8 @@ def _calibration_scores(
 ) -> NDArray[np.float64]:
     """Unseen scores of the held-out images under the conditions that the router's promise is about."""
     if router.promise == "envelope":
-        assert held_out.copies is not None
-        routes = [router.route(row) for row in held_out.copies[:, 0]]
+        assert held_out.even is not None
+        routes = [router.route(row) for row in held_out.even]
     return np.array([route.unseen_score for route in routes], dtype=np.float64)
 
 

@@ -45,10 +45,13 @@ class LabelledSurface:
 
 
 def with_what_is_needed(base: TrainSettings) -> TrainSettings:
-    """`base` with changed copies of the images only where the promise in force asks for them: they cost most."""
-    if base.router.promise == "envelope":
-        return base
-    return base.model_copy(update={"router": base.router.model_copy(update={"copies": 0})})
+    """`base` with changed copies of the images only where the promise in force asks for them: they cost most.
+
+    Validation images are held out, whatever `base` says: a sweep judges by them.
+    """
+    changes: dict[str, Any] = {"calibration": "held-out"}
+    changes |= {} if base.router.promise == "envelope" else {"copies": 0}
+    return base.model_copy(update={"router": base.router.model_copy(update=changes)})
 
 
 def embed_surface(plan: TrainingPlan, surface: str, embedder: Embedder, report: Report) -> EmbeddedSurface:

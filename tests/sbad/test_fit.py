@@ -13,9 +13,10 @@ from sbdzsl.config import RouterSettings
 from sbdzsl.errors import BundleError, ConfigError, DataError
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.decision import SurfaceRouter, words
-from sbdzsl.sbad.fit import EmbeddedImages, fit_router, joined
+from sbdzsl.sbad.fit import FOLDS, EmbeddedImages, deal_folds, fit_router, joined
 
 SETTINGS = RouterSettings(hidden=32, ce_vae_steps=20, vaegan_steps=20, critic_steps=1, false_alarm_rate=0.05)
+CROSSED = SETTINGS.model_copy(update={"calibration": "cross-fitted"})
 NAMES = ("shiny", "dark", "striped")
 TABLE = AttributeTable(NAMES, {"a": (1, 0, 0), "b": (0, 1, 0), "c": (0, 0, 1), "d": (1, 1, 0)})
 DIMS = 40
@@ -39,13 +40,15 @@ def fit(
 ) -> SurfaceRouter:
     return fit_router(
         embedded(surfaces, count, 1, copies), embedded(surfaces, num_calibration, 2, copies), TABLE, settings, seed
-    )
+    ).router
 
 
 def embedded(surfaces: str, count: int, seed: int, copies: bool = False) -> EmbeddedImages:
     features = np.concatenate([draw(surface, count, seed) for surface in surfaces])
     names = [surface for surface in surfaces for _ in range(count)]
-    return EmbeddedImages(features, names, copies=changed(features, seed) if copies else None)
+    if not copies:
+        return EmbeddedImages(features, names)
+    return EmbeddedImages(features, names, copies=changed(features, seed), even=changed(features, seed)[:, 0])
 
 
 def changed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -119,6 +122,66 @@ def test_calibration_images_set_the_threshold_and_nothing_else() -> None:
         assert torch.equal(tensor, other.tensors()[name]) == (name != "plain.calibration_scores"), name
 
 
+def test_cross_fitted_all_images_set_the_threshold_and_are_learnt() -> None:
+    train, calibration = embedded("abc", 20, 1, copies=True), embedded("abc", 15, 2, copies=True)
+    crossed = fit_router(train, calibration, TABLE, CROSSED, 0)
+    router = crossed.router
+    for promise in ("plain", "envelope"):
+        assert len(router.calibration_scores[promise]) == 3 * (20 + 15)
+        # What the router's own gate learnt is at no distance; what sets the threshold is what new images show.
+        learnt = [router.promising(promise).route(row).unseen_score for row in calibration.features]
+        assert max(learnt) < 0.01 < 0.1 < min(crossed.unseen_scores[promise])
+        new = [row for surface in "abc" for row in draw(surface, 40, 3)]
+        shown = np.median([router.promising(promise).route(row).unseen_score for row in new])
+        assert shown < np.median(crossed.unseen_scores[promise]) < 1.2 * shown, "those gates know a fifth less"
+    held_out = fit_router(train, calibration, TABLE, SETTINGS, 0).router
+    for name, tensor in held_out.tensors().items():
+        if not name.startswith(("plain.", "envelope.")):
+            assert torch.equal(tensor, router.tensors()[name]), f"{name}: what is read is learnt from training images"
+
+
+def test_cross_fitted_false_alarm_rate_holds_on_new_images() -> None:
+    router = fit(count=20, num_calibration=14, settings=CROSSED)
+    new = np.concatenate([draw(surface, 200, 4) for surface in "abc"])
+    rate = np.mean([router.route(row).is_unseen for row in new])
+    low, high = router.calibrated.rate_interval or (0, 0)
+    assert low - 0.02 < rate < high + 0.02
+    assert np.mean([router.route(row).is_unseen for row in draw("d", 40, 3)]) > 0.95
+
+
+def test_folds_hold_whole_groups_and_leave_each_surface_two_images() -> None:
+    labels = np.repeat(np.arange(4), [12, 6, 3, 4])
+    groups = [*(f"lot{k // 2}" for k in range(12)), *["one"] * 6, "x", "x", "y", *(f"part{k}" for k in range(4))]
+    folds = deal_folds(labels, groups)
+    for surface in range(4):
+        own = [(groups[k], folds[k]) for k in np.flatnonzero(labels == surface)]
+        assert len(set(own)) == len({group for group, _ in own}), "a group in two folds"
+    assert set(folds[:12]) == set(range(FOLDS))
+    assert set(folds[12:18]) == {-1}, "its only group is needed by every gate"
+    assert folds[18] == folds[19] == -1, "without them one image would be left"
+    assert folds[20] >= 0
+    assert set(folds[21:]) >= {0, 1, 2, 3}
+    np.testing.assert_array_equal(folds, deal_folds(labels, groups))
+
+
+def test_cross_fitted_needs_an_image_that_a_gate_can_do_without() -> None:
+    one_lot = EmbeddedImages(draw("a", 5, 1), ["a"] * 5, ["lot"] * 5)
+    other = EmbeddedImages(draw("b", 4, 1), ["b"] * 4, ["x", "x", "y", "y"])
+    both = joined([one_lot, other])
+    found = fit_router(both, both, TABLE, CROSSED, 0)
+    assert np.isnan(found.unseen_scores["plain"][:5]).all()
+    assert np.isfinite(found.unseen_scores["plain"][5:]).all()
+    pair = EmbeddedImages(draw("b", 2, 1), ["b"] * 2, ["x", "y"])
+    with pytest.raises(DataError, match="no image that can be judged by a gate that did not learn it"):
+        fit_router(joined([one_lot, pair]), one_lot, TABLE, CROSSED, 0)
+
+
+def test_the_papers_rule_is_held_out_always() -> None:
+    settings = SETTINGS.model_copy(update={"score": "paper"})
+    crossed = settings.model_copy(update={"calibration": "cross-fitted"})
+    assert save(fit(settings=settings).tensors()) == save(fit(settings=crossed).tensors())
+
+
 def test_same_seed_same_bytes() -> None:
     def stored(router: SurfaceRouter) -> bytes:
         return save(router.tensors())
@@ -168,11 +231,11 @@ def test_constant_features_and_identical_images_do_no_harm() -> None:
     features[:, 7] = 0.3
     labels = ["a"] * 10 + ["b"] * 10
     images = EmbeddedImages(features, labels)
-    router = fit_router(images, images, TABLE, SETTINGS, 0)
+    router = fit_router(images, images, TABLE, SETTINGS, 0).router
     assert router.route(features[0]).surface == "a"
     same = np.repeat(draw("a", 1, 1), 4, axis=0)
     images = EmbeddedImages(same, ["a"] * 4)
-    router = fit_router(images, images, TABLE, SETTINGS, 0)
+    router = fit_router(images, images, TABLE, SETTINGS, 0).router
     assert not router.route(same[0]).is_unseen
     assert router.route(same[0]).unseen_score == 0
 
