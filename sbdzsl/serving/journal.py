@@ -297,6 +297,8 @@ class Journal:
     def _commit(self, batch: Sequence[tuple[Event, Future[None]]]) -> None:
         if not batch:
             return
+        # Whoever was cancelled while waiting is not told; from here on nobody can be. Events are written all the same.
+        waiting = [done for _, done in batch if done.set_running_or_notify_cancel()]
         try:
             with self._writer:
                 self._writer.execute("BEGIN")
@@ -306,11 +308,11 @@ class Journal:
         except sqlite3.Error as caught:
             # Those who wait are told, and who looks at `failure` learns it for the others.
             self.failure = LakeError("disk-full", f"{self._path} takes no more events: {caught}; make room on the disk")
-            for _, done in batch:
+            for done in waiting:
                 done.set_exception(self.failure)
             return
         self.failure = None
-        for _, done in batch:
+        for done in waiting:
             done.set_result(None)
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._tell)

@@ -264,7 +264,7 @@ class HangingLoader(InspectorLoader):
 
         def hanging(loaded: Any) -> Any:
             if loaded.uri.endswith("text.png"):
-                time.sleep(60)
+                time.sleep(150)
             return decide(loaded)
 
         inspector.decide = hanging  # type: ignore[method-assign]
@@ -277,9 +277,9 @@ def test_a_shard_that_is_stuck_is_named(
     monkeypatch.setattr(audits, "InspectorLoader", HangingLoader)
     out = tmp_path / "out"
     with pytest.raises(
-        AuditError, match=r"no shard was finished for 20 s; stuck: shard \d by process \d+ on"
+        AuditError, match=r"no shard was finished for 60 s; stuck: shard \d by process \d+ on"
     ) as caught:
-        audit(trained, archive, out, stall_timeout_s=20)
+        audit(trained, archive, out, stall_timeout_s=60)
     assert caught.value.code == "stalled"
     assert summary_of(out)["facts"]["stopped"] == "stalled"
     kept = rows_below(out).height if (out / "parts").exists() else 0

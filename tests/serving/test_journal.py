@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import time
@@ -88,6 +89,29 @@ def test_a_second_service_is_refused(tmp_path: Path) -> None:
             Journal(str(tmp_path))
     finally:
         journal.close()
+
+
+def test_a_caller_that_is_cancelled_while_it_waits_stops_nobody(tmp_path: Path) -> None:
+    """A request may end at any moment; the writer goes on, and what was handed to it is written."""
+
+    async def work(journal: Journal) -> list[str]:
+        other = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)
+        for number in range(20):
+            other.execute("BEGIN IMMEDIATE")  # so that the writer has to wait
+            first = asyncio.create_task(journal.record("verdict", verdict(f"under way {number}")))
+            await asyncio.sleep(0.01)
+            second = asyncio.create_task(journal.record("verdict", verdict(f"in the queue {number}")))
+            await asyncio.sleep(0.01)
+            for task in (first, second):
+                task.cancel()
+            await asyncio.wait([first, second], timeout=10)
+            other.execute("COMMIT")
+        other.close()
+        await asyncio.wait_for(journal.record("verdict", verdict("last")), 10)
+        return [event.document["verdict"] for event in await journal.events(limit=100)]
+
+    expected = [f"{where} {number}" for number in range(20) for where in ("under way", "in the queue")]
+    assert run(tmp_path, work) == [*expected, "last"]
 
 
 def test_what_was_recorded_outlives_a_kill(tmp_path: Path) -> None:
