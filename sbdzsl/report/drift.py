@@ -205,6 +205,7 @@ def stability_index(reference: Values, found: Values) -> tuple[float, float]:
         shares.append(counts / counts.sum())
     expected, actual = shares
     index = float(((actual - expected) * np.log(actual / expected)).sum())
+    # What chi-squared with a degree for each edge exceeds in 5 % of cases.
     noise = float(special.chdtri(len(edges), 0.05)) * (1 / len(reference) + 1 / len(found))
     return index, noise
 

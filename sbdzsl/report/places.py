@@ -162,6 +162,7 @@ def folders(rows: pl.LazyFrame) -> Folders:
     overall = rate(int(counted["defect"].sum()), int(counted["judged"].sum()))
     first = counted.filter(pl.col("defect") > 0).sort("defect", "judged", "folder", descending=[True, False, False])
     limit = FALSE_MARKS / max(counted.height, 1)
+    # bdtrc: the chance of so many defects or more, were this folder like all.
     listed = tuple(
         Folder(folder or "(no folder)", rate(num, of), bool(special.bdtrc(num - 1, of, overall.value) < limit))
         for folder, num, of in first.head(MAX_FOLDERS).iter_rows()

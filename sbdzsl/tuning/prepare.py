@@ -87,6 +87,7 @@ class FeatureFile:
             "image": plan.settings.image.model_dump(),
             "crops": (router.crop_px, router.max_crops),
             "copies": (router.copies, router.envelope.model_dump()),
+            "form": 2,  # even copies stand apart from extreme ones
             "backbone": plan.backbone_digest,
             "measured": surface not in plan.attributes.rows,
             "version": (EMBEDDING_VERSION, __version__),
