@@ -45,7 +45,9 @@ def distance_weights(mask: NDArray[np.bool_], power: float) -> NDArray[np.float3
     # A frame of background: a mask that fills the image has distances too.
     framed = np.pad(mask.astype(np.uint8), 1)
     distance = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    return np.where(mask, (distance / distance.max()) ** power, 0).astype(np.float32)
+    # The last bit of a distance depends on where in memory the mask lies, and a training with it. Its square is whole.
+    squared = np.rint(np.square(distance))
+    return np.where(mask, (squared / squared.max()) ** (power / 2), 0).astype(np.float32)
 
 
 def cell_targets(mask: Tensor, sureness: Tensor, settings: DetectorSettings) -> CellTargets:

@@ -36,6 +36,16 @@ def test_distance_weights_rise_from_the_border_to_one() -> None:
     assert weights[9, 15] == 0
 
 
+def test_distance_weights_are_exact_so_that_one_mask_has_one_answer() -> None:
+    """The transform's own rounding differs with the mask's place in memory; each bit of a training would too."""
+    mask = np.random.default_rng(0).random((64, 64)) < 0.98
+    mask[[0, -1]] = mask[:, [0, -1]] = False
+    inside, outside = np.argwhere(mask), np.argwhere(~mask)
+    squared = np.square(inside[:, None] - outside[None]).sum(axis=2).min(axis=1).astype(np.float32)
+    assert len(set(squared.tolist())) > 20
+    assert (distance_weights(mask, 2.0)[mask] == squared / squared.max()).all()
+
+
 def test_distance_weights_of_nothing_and_of_everything_are_finite() -> None:
     assert distance_weights(np.zeros((8, 8), np.bool_), 1.0).sum() == 0
     everything = distance_weights(np.ones((8, 8), np.bool_), 1.0)
