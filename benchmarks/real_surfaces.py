@@ -18,6 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from record import shared_data
 
@@ -145,6 +146,32 @@ def kth_scale_and_light(file: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def cluster(features: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """k-means of ten principal components, the best of five starts: number of the cluster of each image."""
+    z = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    left, strengths, _ = np.linalg.svd(z, full_matrices=False)
+    points = torch.from_numpy(left[:, :10] * strengths[:10])
+    best, best_cost = np.zeros(len(z), dtype=np.intp), np.inf
+    for _ in range(5):
+        centres = points[torch.from_numpy(rng.choice(len(points), count, replace=False))]
+        for _ in range(50):
+            nearest = torch.cdist(points, centres).argmin(dim=1)
+            counts = torch.bincount(nearest, minlength=count)
+            sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+            centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        cost = float((points - centres[nearest]).square().sum())
+        if cost < best_cost:
+            best, best_cost = nearest.numpy(), cost
+    return best
+
+
+def usable_clusters(clusters: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Clusters that are enough to test on and leave enough to train on; the smallest if there is none."""
+    sizes = np.bincount(clusters)
+    usable = np.flatnonzero((sizes >= 3) & (sizes <= 0.6 * len(clusters)))
+    return usable if len(usable) else sizes.argmin(keepdims=True)
+
+
 def _some(found: datasets.Ingested) -> list[Sample]:
     """Whole groups, drawn, until there are enough images."""
     by_group: dict[str, list[Sample]] = {}
@@ -163,8 +190,6 @@ _embedder: Embedder
 
 
 def _start(settings: RouterSettings) -> None:
-    import torch
-
     global _embedder  # one a process
     torch.set_num_threads(1)
     _embedder = Embedder(load_backbone(), settings)

@@ -68,8 +68,8 @@ def only(data: real_surfaces.RealSurfaces, cut: tuple[str, ...]) -> real_surface
 
 def measured(split: sbad_gzsl.Split, name: str, kind: str | None = None) -> sbad_gzsl.Figures:
     data = sbad_gzsl._data
-    score = sbad_gzsl.SCORES[name](sbad_gzsl.training(split))
-    return sbad_gzsl.figures(split, score, name, data.clean if kind is None else data.under(kind, "edge"))
+    fitted = sbad_gzsl.fit_one(split, sbad_gzsl.METHODS[name])
+    return sbad_gzsl.figures(split, fitted, data.clean if kind is None else data.under(kind, "edge"))
 
 
 def milliseconds() -> dict[tuple[str, ...], float]:

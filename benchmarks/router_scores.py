@@ -44,6 +44,15 @@ class Training:
         return (self.features - centre) / spread, lambda x: (x - centre) / spread
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a score is `fit`; whether it promises the `envelope`; whether its threshold is cross-fitted or held out."""
+
+    fit: Callable[[Training], Score]
+    envelope: bool = False
+    crossed: bool = True
+
+
 def gate(settings: RouterSettings, *, envelope: bool = False) -> Callable[[Training], Score]:
     """The router's own score under one of its two promises."""
 

@@ -71,10 +71,10 @@ def mistakes_of(seed: int, tested: Counter[str], unseen: Counter[str]) -> tuple[
     """Unseen images that pass and seen ones that do not, of one split; counts what was judged."""
     data = sbad_gzsl._data
     split = sbad_gzsl.random_split(data.surfaces, seed)
-    t = sbad_gzsl.training(split)
+    t = sbad_gzsl.training(split, split.known)
     gate = fit_gate(t.features, t.labels, sbad_gzsl.SETTINGS, t.groups)
-    held_out = np.sort([gate.distances(row).min() for row in data.clean[split.calibration]])
-    threshold = conformal_threshold(held_out, BUDGET)
+    held_out = sbad_gzsl.fit_one(split, sbad_gzsl.METHODS["gate"]).held_out
+    threshold = conformal_threshold(np.sort(held_out), BUDGET)
     tested.update(split.names[split.test].tolist())
     unseen.update(split.names[split.unseen].tolist())
     found: tuple[list[Mistake], list[Mistake]] = ([], [])
@@ -83,7 +83,7 @@ def mistakes_of(seed: int, tested: Counter[str], unseen: Counter[str]) -> tuple[
             distances = gate.distances(data.clean[i])
             k = int(distances.argmin())
             if is_mistake(distances[k], threshold):
-                own = split.train[t.labels == k]
+                own = split.known[t.labels == k]
                 apart = np.linalg.norm(gate.images_of(k) - gate.project(data.clean[i]), axis=1)
                 nearest = data.files[own[apart.argmin()]]
                 names = str(data.files[i]), str(split.names[i]), split.seen[k], str(nearest)

@@ -140,9 +140,9 @@ class RouterSettings(Settings):
     promise: Promise = Field(
         "plain", description="false alarms are promised for conditions as they were, or anywhere in the envelope"
     )
-    calibration: Literal["held-out", "cross-fitted"] = Field(
-        "held-out",
-        description="what sets the threshold: validation images alone; or all, each judged by a gate without its fold",
+    calibration: Literal["cross-fitted", "held-out"] = Field(
+        "cross-fitted",
+        description="what sets the threshold: all images, each judged by a gate without its fold; or validation images",
     )
     pca_dims: int = Field(64, ge=8)
     shrinkage: float = Field(0.1, ge=0, le=1, description="of the within-surface covariance towards the identity")
