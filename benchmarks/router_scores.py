@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sbdzsl.config import RouterSettings
 from sbdzsl.sbad.attributes import standard_attributes
-from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.gate import FittedGate, SurfaceGate, fit_gate
 from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
@@ -28,14 +28,15 @@ ONE_FOR_ALL = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], `copies` [N, C, D]
-    or None."""
+    """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], and of the same
+    images under other conditions `copies` [N, C, D] and `even` [N, D]."""
 
     features: Features
     labels: NDArray[np.int64]
     names: list[str]
     groups: list[str]
-    copies: Features | None
+    copies: Features
+    even: Features
     seed: int
 
     def scaled(self) -> tuple[Features, Callable[[Features], Features]]:
@@ -46,21 +47,28 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a score is `fit`; whether it promises the `envelope`; whether its threshold is cross-fitted or held out."""
+    """How a score is `fit`; whether it promises the `envelope`; whether its threshold is cross-fitted or held out.
+
+    `gate` is the fit of a gate, which cross-fits itself.
+    """
 
     fit: Callable[[Training], Score]
     envelope: bool = False
     crossed: bool = True
+    gate: Callable[[Training], FittedGate] | None = None
 
 
-def gate(settings: RouterSettings, *, envelope: bool = False) -> Callable[[Training], Score]:
+def gate(settings: RouterSettings, *, envelope: bool = False, crossed: bool = True) -> Method:
     """The router's own score under one of its two promises."""
 
-    def fit(t: Training) -> Score:
-        fitted = fit_gate(t.features, t.labels, settings, t.groups, t.copies if envelope else None)
-        return lambda x: np.stack([fitted.distances(row) for row in x])
+    def fit(t: Training) -> FittedGate:
+        return fit_gate(t.features, t.labels, settings, t.groups, *((t.copies, t.even) if envelope else ()))
 
-    return fit
+    return Method(lambda t: score_of(fit(t).gate), envelope, crossed, fit)
+
+
+def score_of(gate: SurfaceGate) -> Score:
+    return lambda x: np.stack([gate.distances(row) for row in x])
 
 
 def paper(settings: RouterSettings) -> Callable[[Training], Score]:

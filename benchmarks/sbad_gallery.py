@@ -72,8 +72,8 @@ def mistakes_of(seed: int, tested: Counter[str], unseen: Counter[str]) -> tuple[
     data = sbad_gzsl._data
     split = sbad_gzsl.random_split(data.surfaces, seed)
     t = sbad_gzsl.training(split, split.known)
-    gate = fit_gate(t.features, t.labels, sbad_gzsl.SETTINGS, t.groups)
-    held_out = sbad_gzsl.fit_one(split, sbad_gzsl.METHODS["gate"]).held_out
+    fitted = fit_gate(t.features, t.labels, sbad_gzsl.SETTINGS, t.groups)
+    gate, held_out = fitted.gate, fitted.promised[np.isfinite(fitted.promised)]
     threshold = conformal_threshold(np.sort(held_out), BUDGET)
     tested.update(split.names[split.test].tolist())
     unseen.update(split.names[split.unseen].tolist())

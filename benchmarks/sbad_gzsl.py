@@ -41,13 +41,12 @@ import torch
 from numpy.typing import NDArray
 from real_surfaces import CHANGED, WORKERS, RealSurfaces
 from record import record
-from router_scores import Method, Score, Training
+from router_scores import Method, Score, Training, score_of
 
 from sbdzsl.calibration import conformal_threshold
 from sbdzsl.config import RouterSettings
 from sbdzsl.metrics import auroc, zero_shot_figures
-from sbdzsl.sbad.fit import deal_folds
-from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.gate import deal_folds, fit_gate
 
 BUDGETS = (0.05, 0.02)
 SEEN_SHARE = 0.8
@@ -62,12 +61,12 @@ Indices = NDArray[np.intp]
 Figures = dict[str, float]
 
 METHODS: dict[str, Method] = {
-    "gate": Method(router_scores.gate(SETTINGS)),
-    "gate, held out": Method(router_scores.gate(SETTINGS), crossed=False),
-    "gate, envelope": Method(router_scores.gate(SETTINGS, envelope=True), envelope=True),
-    "gate, envelope, held out": Method(router_scores.gate(SETTINGS, envelope=True), envelope=True, crossed=False),
-    "gate, one covariance for all": Method(
-        router_scores.gate(SETTINGS.model_copy(update={"own_prior": router_scores.ONE_FOR_ALL}))
+    "gate": router_scores.gate(SETTINGS),
+    "gate, held out": router_scores.gate(SETTINGS, crossed=False),
+    "gate, envelope": router_scores.gate(SETTINGS, envelope=True),
+    "gate, envelope, held out": router_scores.gate(SETTINGS, envelope=True, crossed=False),
+    "gate, one covariance for all": router_scores.gate(
+        SETTINGS.model_copy(update={"own_prior": router_scores.ONE_FOR_ALL})
     ),
     "cosine 1-NN": Method(router_scores.cosine_neighbour),
     "Mahalanobis": Method(router_scores.mahalanobis),
@@ -199,17 +198,17 @@ def new_track(seed: int) -> dict[str, dict[str, Figures]]:
         seed,
     )
     t = training(known, known.known)
-    gate = fit_gate(t.features, t.labels, SETTINGS, t.groups)
-    held_out = fit_one(known, METHODS["gate"]).held_out
+    fitted = fit_gate(t.features, t.labels, SETTINGS, t.groups)
+    held_out = fitted.promised[np.isfinite(fitted.promised)]
     found = {}
     for count in COUNTS:
-        enrolled = gate
+        enrolled = fitted.gate
         for name in new:
             few = split.train[split.names[split.train] == name][:count]
             groups = _data.groups[few].tolist()
             enrolled = enrolled.with_surface(_data.clean[few], SETTINGS, groups, typical=float(np.median(held_out)))
         whole = replace(known, seen=[*old, *new])
-        found[f"new: {count}"] = {"gate": figures(whole, Fitted(rows_of(enrolled.distances), held_out), _data.clean)}
+        found[f"new: {count}"] = {"gate": figures(whole, Fitted(score_of(enrolled), held_out), _data.clean)}
     return found
 
 
@@ -222,10 +221,6 @@ TRACKS: Mapping[str, Callable[[int], dict[str, dict[str, Figures]]]] = {
     "few": few_track,
     "new": new_track,
 }
-
-
-def rows_of(distances: Callable[[NDArray[np.float32]], NDArray[np.float64]]) -> Score:
-    return lambda x: np.stack([distances(row) for row in x])
 
 
 def random_split(names: NDArray[np.str_], seed: int, count: int | None = None) -> Split:
@@ -291,7 +286,7 @@ def joined(
 def training(split: Split, own: Indices) -> Training:
     labels = np.searchsorted(split.seen, split.names[own]).astype(np.int64)
     groups = _data.groups[own].tolist()
-    return Training(_data.clean[own], labels, split.seen, groups, _data.copies[own], split.seed)
+    return Training(_data.clean[own], labels, split.seen, groups, _data.copies[own], _data.even[own, 0], split.seed)
 
 
 def fit_all(split: Split, *, with_paper: bool = False) -> dict[str, Fitted]:
@@ -305,6 +300,9 @@ def fit_one(split: Split, method: Method) -> Fitted:
         score = method.fit(training(split, split.train))
         return Fitted(score, score(promised[split.calibration]).min(axis=1))
     known = training(split, split.known)
+    if method.gate is not None:
+        fitted = method.gate(known)
+        return Fitted(score_of(fitted.gate), fitted.promised[np.isfinite(fitted.promised)])
     folds = deal_folds(known.labels, known.groups)
     held_out = []
     for fold in np.unique(folds[folds >= 0]):

@@ -87,11 +87,11 @@ def enrol(
     data = load_surface(surface, samples, None, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
     groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
     embedded = embed_images(surface, (*data.train, *data.val), groups, embedder)
-    features, copies = embedded.features, embedded.copies
+    features, copies, even = embedded.features, embedded.copies, embedded.even
     claim = router_enrolment.largest_claim(bundle.router, features, groups)
     router_enrolment.require_unclaimed(claim, surface)
-    router = router_enrolment.enrol(bundle.router, surface, features, groups, row, copies)
-    left_out = router_enrolment.leave_out(bundle.router, features, groups, copies)
+    router = router_enrolment.enrol(bundle.router, surface, features, groups, row, copies, even)
+    left_out = router_enrolment.leave_out(bundle.router, features, groups, copies, even)
     report(_router_line(claim, left_out))
     step = {
         "step": "enrol",
@@ -101,7 +101,7 @@ def enrol(
         "claim": asdict(claim),
         "left_one_out": {"recognised": left_out.num_recognised, "of": len(left_out.images)},
         "class_embedding": "read off the images" if row is None else "attribute table",
-        "threshold": f"the parent's: {len(router.calibration_scores['plain'])} held-out images of the other surfaces",
+        "threshold": f"the parent's: {len(router.calibration_scores['plain'])} images of the other surfaces",
         "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
         "seed": seed,
     }

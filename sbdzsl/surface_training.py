@@ -105,11 +105,9 @@ def load_surface(
         surface=surface,
         train=tuple(images["train"]),
         val=tuple(images["val"]),
-        train_embedded=embed_images(
-            surface, images["train"], groups["train"], embedder, learnt=True, judged=are_all_judged(embedder), team=team
-        ),
+        train_embedded=embed_images(surface, images["train"], groups["train"], embedder, team=team),
         val_embedded=embed_images(
-            surface, images["val"], groups["val"], embedder, learnt=are_all_judged(embedder), judged=True, team=team
+            surface, images["val"], groups["val"], embedder, learnt=is_cross_fitted(embedder), team=team
         ),
         val_appearances=tuple(appearances),
         val_defective=tuple(image.defective for image in images["val"]),
@@ -125,19 +123,18 @@ def embed_images(
     embedder: Embedder | None,
     *,
     learnt: bool = True,
-    judged: bool = False,
     team: Team = ALONE,
 ) -> EmbeddedImages:
     """Features of images of one surface, and of changed copies of them if the embedder's settings want any.
 
-    Images that a gate learns (`learnt`) have extreme copies, as many as the settings say; those that set thresholds
-    (`judged`) have one, drawn evenly. Without an `embedder` features are empty, [n, 0].
+    Each has one drawn evenly, by which it is judged; images that a gate learns (`learnt`) have extreme ones besides, as
+    many as the settings say. Without an `embedder` features are empty, [n, 0].
     """
     names = [surface] * len(images)
     if embedder is None:
         return EmbeddedImages(np.empty((len(images), 0), np.float32), names, groups)
     settings = embedder.settings
-    num_extreme, num_even = settings.copies * learnt, min(settings.copies, 1) * judged
+    num_extreme, num_even = settings.copies * learnt, min(settings.copies, 1)
 
     def embed(numbered: tuple[int, TrainingImage]) -> NDArray[np.float32]:
         place, image = numbered
@@ -153,8 +150,8 @@ def embed_images(
     )
 
 
-def are_all_judged(embedder: Embedder | None) -> bool:
-    """Whether training images set thresholds too, and validation images are learnt."""
+def is_cross_fitted(embedder: Embedder | None) -> bool:
+    """Whether validation images are learnt by a gate, too."""
     return embedder is not None and embedder.settings.calibration == "cross-fitted"
 
 

@@ -76,20 +76,22 @@ def enrol(
     groups: Sequence[str] | None = None,
     class_embedding: Sequence[float] | None = None,
     copies: Features | None = None,
+    even: Features | None = None,
 ) -> SurfaceRouter:
     """The router with one more surface, the last in order, from its images' `features` [n, D], n at least 2.
 
     `groups` (part or lot) name images that are not independent of each other. `class_embedding` [A] is a row of the
     attribute table; without one it is the mean of a_hat over the images. `copies` [n, C, D], of the images under
-    changed conditions, are needed where the router has the envelope promise. Raises `BundleError` "surface-exists",
-    `DataError` "too-few-images". What `largest_claim` finds is not looked at here.
+    changed conditions, and `even` [n, D], of one more each, are needed where the router has the envelope promise.
+    Raises `BundleError` "surface-exists", `DataError` "too-few-images". What `largest_claim` finds is not looked at
+    here.
     """
     require_new(router, surface)
     if len(features) < 2:
         raise DataError(
             "too-few-images", f"surface {surface!r}: found {len(features)} images, expected 2 or more (20 are better)"
         )
-    if "envelope" in router.gates and copies is None:
+    if "envelope" in router.gates and (copies is None or even is None):
         raise ValueError("the router has the envelope promise: expected changed copies of the images")
     reader = router.reader
     if class_embedding is None:
@@ -105,6 +107,7 @@ def enrol(
                 router.settings,
                 groups,
                 copies if promise == "envelope" else None,
+                even if promise == "envelope" else None,
                 _typical_distance(router, promise),
             )
             for promise, gate in router.gates.items()
@@ -178,7 +181,11 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
 
 
 def leave_out(
-    router: SurfaceRouter, features: Features, groups: Sequence[str], copies: Features | None = None
+    router: SurfaceRouter,
+    features: Features,
+    groups: Sequence[str],
+    copies: Features | None = None,
+    even: Features | None = None,
 ) -> LeftOut:
     """How a router that enrolled only the other images [n, D] takes each, one by one.
 
@@ -193,8 +200,8 @@ def leave_out(
         rest = names != names[i]
         if rest.sum() < 2:
             continue
-        kept = None if copies is None else copies[rest]
-        others = enrol(router, "", features[rest], names[rest].tolist(), copies=kept)
+        kept = [None if of is None else of[rest] for of in (copies, even)]
+        others = enrol(router, "", features[rest], names[rest].tolist(), None, *kept)
         route = others.route(features[i])
         images.append(int(i))
         recognised += route.surface == "" and not route.is_unseen
@@ -209,7 +216,7 @@ def _independent(groups: Sequence[str]) -> NDArray[np.str_]:
 
 
 def _typical_distance(router: SurfaceRouter, promise: Promise) -> float:
-    """Median distance of held-out images to their surface; 1, the unit of a gate, where its score is not in force."""
+    """Median distance of the images that set the threshold; 1, the unit of a gate, where its score is not in force."""
     if router.settings.score != "whitened-nn":
         return 1.0
     return max(float(np.median(router.calibration_scores[promise])), _MIN_TYPICAL)

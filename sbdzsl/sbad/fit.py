@@ -3,10 +3,9 @@
 Unseen surfaces have no way in. Calibration images set the threshold, in one of two ways (`settings.calibration`):
 
 - held-out: they do nothing else, and nothing else does.
-- cross-fitted: all images are dealt into `FOLDS` folds, whole groups; each is judged by a gate that learnt the other
-  folds, and the router's own gate learns all of them. More images for the gate and for the threshold alike; the gates
-  that set it know a fifth less than the one it is for, which errs towards fewer false alarms (cross-conformal
-  prediction, Vovk 2015).
+- cross-fitted: the router's gate learns all images, and each counts with the score of a gate that did not learn its
+  fold (`gate.py`). More images for the gate and for the threshold alike; the gates that set it know a fifth less than
+  the one it is for, which errs towards fewer false alarms (cross-conformal prediction, Vovk 2015).
 
 Shapes: N training images, M calibration images, C changed copies of each, D features, K seen surfaces.
 """
@@ -24,15 +23,11 @@ from sbdzsl.errors import DataError
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.ce_vae import LearnedEmbeddings
 from sbdzsl.sbad.decision import SurfaceRouter
-from sbdzsl.sbad.gate import Labels, SurfaceGate, fit_gate, group_numbers
+from sbdzsl.sbad.gate import FittedGate, Labels, SurfaceGate, fit_gate
 from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
 Scores = NDArray[np.float64]
-
-FOLDS = 5
-#: What a gate needs of a surface.
-_MIN_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +36,8 @@ class EmbeddedImages:
 
     `groups` (part or lot) name images that are not independent of each other. For the envelope promise, where it is
     wanted: `copies` [N, C, D], features of the same images under changed conditions (`conditions.py`), extreme ones,
-    which a gate learns; `even` [N, D], of one copy each under conditions drawn evenly, which sets the threshold. That
-    is what the promise is about, and more than one would count an image twice.
+    which a gate learns; `even` [N, D], of one copy each under conditions drawn evenly, by which it is judged. That is
+    what the promise is about, and more than one would count an image twice.
     """
 
     features: Features
@@ -93,9 +88,9 @@ def fit_router(
 ) -> FittedRouter:
     """Fit gates, thresholds and class-embedding reader. The reader learns training images alone.
 
-    The router has the envelope promise where training images have `copies` and calibration images `even` ones; to be
-    cross-fitted, all have to have both. The rule of the paper is always held out: it takes too long to fit.
-    `observe` is given what the CE-VAE learnt, if there was one.
+    The router has the envelope promise where training images have `copies`, all have `even` ones, and calibration
+    images have `copies` too if they are cross-fitted. The rule of the paper is always held out: it takes too long to
+    fit. `observe` is given what the CE-VAE learnt, if there was one.
     The same arguments give the same bytes on the same machine. Raises `DataError`: `too-few-images` where a
     surface has fewer than two training images or there is no calibration image, `bad-attributes` where the table lacks
     a surface, `bad-manifest` where a calibration image is of no training surface; `TrainingError` (`not-finite`).
@@ -108,8 +103,7 @@ def fit_router(
     found: dict[Promise, _Calibrated] = {
         "plain": fit(_without_copies(train), _without_copies(calibration), names, settings)
     }
-    needed = [train.copies, calibration.even]
-    needed += [train.even, calibration.copies] if is_crossed else []
+    needed = [train.copies, train.even, calibration.even, *([calibration.copies] if is_crossed else [])]
     if all(one is not None for one in needed):
         found["envelope"] = fit(train, calibration, names, settings)
     reading = fit_reading(train.features, _labels(train, names), real_ce, settings, seed)
@@ -154,63 +148,23 @@ def _judged(
     return np.array([distances(row).min() for row in images.even]), plain
 
 
+def _fitted(images: EmbeddedImages, names: Sequence[str], settings: RouterSettings) -> FittedGate:
+    return fit_gate(images.features, _labels(images, names), settings, images.groups, images.copies, images.even)
+
+
 def _held_out(
     train: EmbeddedImages, calibration: EmbeddedImages, names: Sequence[str], settings: RouterSettings
 ) -> _Calibrated:
-    gate = fit_gate(train.features, _labels(train, names), settings, train.groups, train.copies)
+    gate = _fitted(train, names, settings).gate
     return _Calibrated(gate, *_judged(gate.distances, calibration, train.copies is not None))
 
 
 def _cross_fitted(
     train: EmbeddedImages, calibration: EmbeddedImages, names: Sequence[str], settings: RouterSettings
 ) -> _Calibrated:
-    images = joined([train, calibration])
-    labels, under_change = _labels(images, names), images.copies is not None
-    folds = deal_folds(labels, images.groups)
-    scores = np.full((2, len(labels)), np.nan)
-    for fold in range(FOLDS):
-        out = np.flatnonzero(folds == fold)
-        if len(out):
-            rest = _only(images, np.flatnonzero(folds != fold))
-            gate = fit_gate(rest.features, _labels(rest, names), settings, rest.groups, rest.copies)
-            scores[:, out] = _judged(gate.distances, _only(images, out), under_change)
-    judged = folds >= 0
-    if not judged.any():
-        raise DataError(
-            "too-few-images",
-            "found no image that can be judged by a gate that did not learn it: each surface has one group, or two "
-            "images; add groups (parts, lots) of images",
-        )
-    gate = fit_gate(images.features, labels, settings, images.groups, images.copies)
-    threshold_scores, unseen_scores = scores
-    return _Calibrated(gate, threshold_scores[judged], unseen_scores[len(train.features) :])
-
-
-def deal_folds(labels: Labels, groups: Sequence[str] | None) -> Labels:
-    """[N]: the fold of each image, 0 to `FOLDS` - 1, whole groups, each surface's dealt by chance, always the same.
-
-    -1 for an image that every gate needs: without its group a surface would have fewer than two images.
-    """
-    numbers = group_numbers(labels, groups)
-    folds = np.full(len(labels), -1, dtype=np.int64)
-    for surface in np.unique(labels):
-        own = labels == surface
-        dealt = np.random.default_rng(0).permutation(np.unique(numbers[own]))
-        for fold in range(FOLDS):
-            out = own & np.isin(numbers, dealt[fold::FOLDS])
-            if own.sum() - out.sum() >= _MIN_IMAGES:
-                folds[out] = fold
-    return folds
-
-
-def _only(images: EmbeddedImages, chosen: NDArray[np.intp]) -> EmbeddedImages:
-    return EmbeddedImages(
-        images.features[chosen],
-        [images.surfaces[place] for place in chosen],
-        None if images.groups is None else [images.groups[place] for place in chosen],
-        None if images.copies is None else images.copies[chosen],
-        None if images.even is None else images.even[chosen],
-    )
+    fitted = _fitted(joined([train, calibration]), names, settings)
+    judged = np.isfinite(fitted.promised)
+    return _Calibrated(fitted.gate, fitted.promised[judged], fitted.plain[len(train.features) :])
 
 
 def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_surfaces: Sequence[str]) -> None:

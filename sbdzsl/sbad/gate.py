@@ -1,19 +1,22 @@
 """How far an image is from each surface, in the spread of that surface: the score that tells seen from unseen.
 
-Shapes: N training images, C changed copies of each, D features, P dimensions after projection, K seen surfaces.
+Shapes: N images to learn, C changed copies of each, D features, P dimensions after projection, K seen surfaces.
 
 1. z-score, PCA, and whitening by the covariance within surfaces: on the mean over surfaces, spread is 1 everywhere.
 2. There, surface k has a covariance of its own, shrunk towards the mean one: (R'R + prior I) / (n + prior), with R its
    n images about their mean. A cast surface may vary in light and a woven one in scale; neither lends it to the other.
 3. d_k: distance to the nearest image of the surface under its own covariance. One neighbour and not the third, since a
    surface's images come in small groups (one light, one lot).
-4. (d_k / m_k) ^ (s / s_k), where log m_k and s_k are mean and deviation of log d_k over the surface's own images, each
-   left out in turn with its group, and s is the usual s_k. An image of the surface has about 1, and surfaces that vary
-   much and little share one threshold.
+4. (d_k / m_k) ^ (s / s_k), where log m_k and s_k are mean and deviation of log d_k over the surface's own images, and s
+   is the usual s_k. An image of the surface has about 1, and surfaces that vary much and little share one threshold.
 
-With changed copies (`conditions.py`) the same is done under the promise that conditions change: their scatter widens
-both covariances, they join the bank, and they are left out like images. Arithmetic is float64 without BLAS where an
-image is judged, so that a score does not depend on batch or threads.
+For 4, and for a threshold (`fit.py`), all images are dealt into `FOLDS` folds, whole groups, and each is judged by a
+gate that learnt the other folds alone: projection, covariances and bank. What a gate has learnt lies nearer to it than
+any new image will, by a share that hangs on how many images there are.
+
+With changed copies (`conditions.py`) the same is done under the promise that conditions change: the scatter of the
+extreme ones widens both covariances, and they join the bank; those drawn evenly are judged beside the images.
+Arithmetic is float64 without BLAS where an image is judged, so that a score does not depend on batch or threads.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ Array = NDArray[np.float64]
 Stored = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+FOLDS = 5
+
 # Weight of the copies' scatter in the mean covariance and in a surface's own.
 _COPIES_POOLED, _COPIES_OWN = 0.3, 1.0
 # So many images' weight draws the mean of a surface's log distances, and their variance, towards the usual ones.
@@ -37,7 +42,6 @@ _MEAN_PRIOR, _DEVIATION_PRIOR = 5.0, 150.0
 # Left-out distances of a surface whose images are all alike have no spread; 5 % is what any camera's noise gives.
 _MIN_DEVIATION = 0.05
 _MIN_DISTANCE = 1e-9
-_FOLDS = 5
 # Spread below this share of the largest counts as none: it is rounding, and dividing by it would blow rounding up.
 _RELATIVE_FLOOR = 1e-6
 
@@ -70,7 +74,11 @@ class SurfaceGate:
         squared = np.square(self.bank - whitened[self.labels]).sum(axis=1)
         nearest = np.full(len(self.scales), np.inf)
         np.minimum.at(nearest, self.labels, squared)
-        return np.asarray((np.sqrt(nearest) / self.scales) ** self.exponents.astype(np.float64))
+        return self.in_units(np.sqrt(nearest))
+
+    def in_units(self, apart: Array) -> Array:
+        """[..., K]: distances in the unit of each surface (step 4)."""
+        return np.asarray((apart / self.scales) ** self.exponents.astype(np.float64))
 
     def images_of(self, number: int) -> Array:
         """Images and copies of surface `number` as `project` gives them, [n (1 + C), P], up to rounding."""
@@ -83,20 +91,22 @@ class SurfaceGate:
         settings: RouterSettings,
         groups: Sequence[str] | None = None,
         copies: Stored | None = None,
+        even: Stored | None = None,
         typical: float = 1.0,
     ) -> SurfaceGate:
         """The gate with one more surface, numbered last, by its images' `features` [n, D], n at least 2.
 
-        `copies` [n, C, D] as the gate was fitted with. `typical` is the distance that held-out images of the known
-        surfaces have: below 1, since projection and whitening were fitted to images like them. Those of the new surface
-        get the same, so that the threshold means the same for it. All that the gate knew stays as it is, to the bit.
+        `copies` [n, C, D] and `even` [n, D] as the gate was fitted with. `typical` is the distance that images of the
+        known surfaces have where no gate learnt them, about 1: those of the new surface get the same, so that the
+        threshold means the same for it. All that the gate knew stays as it is, to the bit.
         """
         images = _Images(
             np.stack([self.project(row) for row in features]),
             None if copies is None else np.stack([[self.project(row) for row in rows] for rows in copies]),
         )
-        numbers = group_numbers(np.zeros(len(features), dtype=np.int64), groups)
-        left_out = _left_out(images, numbers, settings.own_prior)
+        asked = images.plain if even is None else np.concatenate([images.plain, [self.project(row) for row in even]])
+        folds = deal_folds(np.zeros(len(features), dtype=np.int64), groups)
+        left_out = _left_out(images, asked, folds, settings.own_prior)
         usual = float(np.log(self.scales.astype(np.float64)).mean()), float(self.spread)
         scale, exponent = _scale_and_exponent(left_out, *usual)
         scale /= typical ** (1 / exponent)
@@ -150,23 +160,88 @@ class _Images:
         return np.asarray(moved.T @ moved / len(moved))
 
 
+@dataclass(frozen=True, slots=True)
+class FittedGate:
+    """A gate, and the unseen scores of the N images that it learnt, by gates that did not learn their fold.
+
+    `plain` [N] of the images as they are, `promised` [N] of the copies drawn evenly, where there are any, else the
+    same. NaN for an image that every gate had to learn.
+    """
+
+    gate: SurfaceGate
+    plain: Array
+    promised: Array
+
+
 def fit_gate(
     features: Stored,
     labels: Labels,
     settings: RouterSettings,
     groups: Sequence[str] | None = None,
     copies: Stored | None = None,
-) -> SurfaceGate:
-    """Fit to training images: `features` [N, D], `labels` [N] in 0..K-1, each at least twice.
+    even: Stored | None = None,
+) -> FittedGate:
+    """Fit to images: `features` [N, D], `labels` [N] in 0..K-1, each at least twice.
 
     `groups` (part or lot) name images that are not independent of each other: they are left out together. With
-    `copies` [N, C, D], features of changed copies, the gate holds for changing conditions.
+    `copies` [N, C, D], features of changed copies, the gate holds for changing conditions; `even` [N, D] are of one
+    copy each under conditions drawn evenly.
     """
+    folds = deal_folds(labels, groups)
+    judged = folds >= 0
+    # Distances grow with the dimensions, so all gates have as many as the smallest one carries.
+    smallest = min(int((folds != fold).sum()) for fold in np.unique(folds[judged]))
+    dims = min(settings.pca_dims, smallest - 1)
+    gate = _with_unit_scales(features, labels, settings, dims, copies)
+    views = [features] if even is None else [features, even]
+    apart = np.full((len(views), len(labels), len(gate.scales)), np.nan)
+    for fold in np.unique(folds[judged]):
+        rest = folds != fold
+        others = _with_unit_scales(
+            features[rest], labels[rest], settings, dims, None if copies is None else copies[rest]
+        )
+        for view, rows in zip(apart, views, strict=True):
+            view[~rest] = [others.distances(row) for row in rows[~rest]]
+    own = np.log(np.maximum(apart[:, np.arange(len(labels)), labels], _MIN_DISTANCE))
+    left_out = [own[:, judged & (labels == surface)].ravel() for surface in range(len(gate.scales))]
+    known = [logs for logs in left_out if len(logs)]
+    mean = float(np.mean([logs.mean() for logs in known]))
+    deviation = max(float(np.mean([logs.var() for logs in known])) ** 0.5, _MIN_DEVIATION)
+    scales, exponents = np.array([_scale_and_exponent(logs, mean, deviation) for logs in left_out], np.float32).T
+    gate = replace(gate, scales=scales, exponents=exponents, spread=np.array(deviation, dtype=np.float32))
+    scores = gate.in_units(apart).min(axis=2)
+    return FittedGate(gate, scores[0], scores[-1])
+
+
+def deal_folds(labels: Labels, groups: Sequence[str] | None) -> Labels:
+    """[N]: the fold of each image, 0 to `FOLDS` - 1, whole groups, each surface's dealt by chance, always the same.
+
+    -1 where a surface has one group: every gate needs its images. Where no surface has two, groups say nothing, and
+    images are taken for independent.
+    """
+    numbers = np.arange(len(labels))
+    if groups is not None:
+        named = np.unique(np.asarray(groups), return_inverse=True)[1]
+        if any(len(np.unique(named[labels == surface])) > 1 for surface in np.unique(labels)):
+            numbers = named
+    folds = np.full(len(labels), -1, dtype=np.int64)
+    for surface in np.unique(labels):
+        own = labels == surface
+        dealt = np.random.default_rng(0).permutation(np.unique(numbers[own]))
+        for fold in range(FOLDS if len(dealt) > 1 else 0):
+            folds[own & np.isin(numbers, dealt[fold::FOLDS])] = fold
+    return folds
+
+
+def _with_unit_scales(
+    features: Stored, labels: Labels, settings: RouterSettings, dims: int, copies: Stored | None
+) -> SurfaceGate:
+    """Steps 1 to 3 in `dims` dimensions, or fewer if images carry no more; distances are d_k as they are."""
     x = features.astype(np.float64)
     centre, spread = x.mean(axis=0).astype(np.float32), x.std(axis=0)
     varies = spread > _RELATIVE_FLOOR * (np.abs(centre) + 1)
     inverse_spread = np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)
-    axes = inverse_spread[:, None] * _principal_axes((x - centre) * inverse_spread, settings.pca_dims)
+    axes = inverse_spread[:, None] * _principal_axes((x - centre) * inverse_spread, dims)
 
     def projected(projection: Array) -> _Images:
         return _Images((x - centre) @ projection, None if copies is None else (copies - centre) @ projection)
@@ -176,14 +251,7 @@ def fit_gate(
     # Rounded to what is stored, so that a loaded gate gives the same bits.
     projection = (axes @ _inverse_root(covariance, settings.shrinkage)).astype(np.float32)
     images = projected(projection.astype(np.float64))
-    numbers = group_numbers(labels, groups)
-    chosen = [labels == surface for surface in range(labels.max() + 1)]
-    surfaces = [images.only(own) for own in chosen]
-    left_out = [_left_out(one, numbers[own], settings.own_prior) for one, own in zip(surfaces, chosen, strict=True)]
-    known = [logs for logs in left_out if len(logs)]
-    mean = float(np.mean([logs.mean() for logs in known]))
-    deviation = max(float(np.mean([logs.var() for logs in known])) ** 0.5, _MIN_DEVIATION)
-    scales, exponents = np.array([_scale_and_exponent(logs, mean, deviation) for logs in left_out]).T
+    surfaces = [images.only(labels == surface) for surface in range(labels.max() + 1)]
     own = [_own_whitening(one, settings.own_prior) for one in surfaces]
     banks = [one.all() @ metric.astype(np.float64) for one, metric in zip(surfaces, own, strict=True)]
     return SurfaceGate(
@@ -192,31 +260,23 @@ def fit_gate(
         own=np.stack(own),
         bank=np.concatenate(banks).astype(np.float32),
         labels=np.repeat(np.arange(len(banks)), [len(bank) for bank in banks]),
-        scales=scales.astype(np.float32),
-        exponents=exponents.astype(np.float32),
-        spread=np.array(deviation, dtype=np.float32),
+        scales=np.ones(len(banks), dtype=np.float32),
+        exponents=np.ones(len(banks), dtype=np.float32),
+        spread=np.array(1, dtype=np.float32),
     )
 
 
-def group_numbers(labels: Labels, groups: Sequence[str] | None) -> Labels:
-    """[N]: a number for each group; for each image where there are no groups, or no surface has two."""
-    if groups is not None:
-        numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
-        if any(len(np.unique(numbers[labels == surface])) > 1 for surface in np.unique(labels)):
-            return numbers
-    return np.arange(len(labels))
+def _left_out(images: _Images, asked: Array, folds: Labels, prior: float) -> Array:
+    """Log distances of a surface's images to what is left when their fold is out; none for one group.
 
-
-def _left_out(images: _Images, numbers: Labels, prior: float) -> Array:
-    """Log distances of a surface's images and copies to what is left when their fold is out; none for one group."""
-    drawn = np.random.default_rng(0).permutation(np.unique(numbers))
-    folds = min(_FOLDS, len(drawn))
+    `asked` [n or 2 n, P] are the images as they are, then as they look under other conditions.
+    """
     logs = []
-    for fold in range(folds if folds > 1 else 0):
-        out = np.isin(numbers, drawn[fold::folds])
-        rest = images.only(~out)
+    for fold in np.unique(folds[folds >= 0]):
+        rest = images.only(folds != fold)
         metric = _own_whitening(rest, prior).astype(np.float64)
-        bank, queries = rest.all() @ metric, images.only(out).all() @ metric
+        out = np.tile(folds == fold, len(asked) // len(folds))
+        bank, queries = rest.all() @ metric, asked[out] @ metric
         apart = np.stack([np.linalg.norm(bank - query, axis=1).min() for query in queries])
         logs.append(np.log(np.maximum(apart, _MIN_DISTANCE)))
     return np.concatenate(logs) if logs else np.empty(0)

@@ -119,7 +119,7 @@ def test_groups_widen_the_new_surfaces_scale(whitened: SurfaceRouter) -> None:
 def test_both_promises_learn_and_forget_a_surface() -> None:
     both = fit(copies=True).promising("envelope")
     images = draw("d", 20, 1)
-    enrolled = enrol(both, "d", images, copies=changed(images, 1))
+    enrolled = enrol(both, "d", images, copies=changed(images, 1), even=changed(images, 1)[:, 0])
     moved = changed(draw("d", 40, 7), 7)[:, 0]
     assert np.mean([(route := enrolled.route(row)).surface == "d" and not route.is_unseen for row in moved]) > 0.8
     assert save(retire(enrolled, "d").tensors()) == save(both.tensors())
@@ -135,7 +135,7 @@ def names(count: int) -> list[str]:
 def test_a_known_surface_is_refused_under_another_name(whitened: SurfaceRouter, count: int) -> None:
     claim = enrolment.largest_claim(whitened, draw("b", count, 7), names(count))
     assert claim.surface == "b"
-    assert claim.num_expected == pytest.approx(count * 20 / (20 + count - 1))
+    assert claim.num_expected == pytest.approx(count * 35 / (35 + count - 1))
     with pytest.raises(SbdzslError, match=rf"{claim.num_accepted} of {count} images are accepted as 'b'") as caught:
         enrolment.require_unclaimed(claim, "new")
     assert caught.value.code == "surface-claimed"
@@ -145,7 +145,7 @@ def test_a_known_surface_is_refused_under_another_name(whitened: SurfaceRouter, 
 def test_claims_are_those_of_a_plain_computation(whitened: SurfaceRouter) -> None:
     features = np.concatenate([draw("b", 12, 7), draw("d", 8, 7)])
     space = np.stack([whitened.gate.project(row) for row in features])
-    bank = np.stack([whitened.gate.project(row) for row in draw("b", 20, 1)])
+    bank = np.stack([whitened.gate.project(row) for row in (*draw("b", 20, 1), *draw("b", 15, 2))])
     expected = []
     for i, row in enumerate(features):
         route = whitened.route(row)
@@ -155,7 +155,7 @@ def test_claims_are_those_of_a_plain_computation(whitened: SurfaceRouter) -> Non
     claim = enrolment.largest_claim(whitened, features, names(20))
     assert claim.num_accepted == sum(accepted for accepted, _ in expected)
     assert claim.num_claimed == sum(accepted and closer for accepted, closer in expected)
-    assert claim.num_accepted == claim.num_images - 8
+    assert 10 <= claim.num_accepted <= 12, "those of b, but for false alarms"
 
 
 def test_a_new_surface_is_not_refused(whitened: SurfaceRouter) -> None:

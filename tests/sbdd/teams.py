@@ -143,7 +143,7 @@ def embed(team: Team, images: Sequence[TrainingImage]) -> tuple[NDArray[np.float
     """Features and those of changed copies."""
     settings = RouterSettings(copies=2, crop_px=64)
     embedder = Embedder(load_backbone(None, (), settings.crop_px), settings)
-    found = embed_images("a", images, ["g"] * len(images), embedder, judged=True, team=team)
+    found = embed_images("a", images, ["g"] * len(images), embedder, team=team)
     assert found.copies is not None
     return found.features, found.copies
 
