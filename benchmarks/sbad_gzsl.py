@@ -11,6 +11,7 @@ Tracks (surfaces and changes: `real_surfaces.py`; scores: `router_scores.py`):
 - groups    of each seen surface one of four clusters of its images by feature is kept for the test: another day
 - scales    KTH-TIPS, five of seven materials seen; scales 4 and 6, or the nearest and farthest, kept for the test
 - lights    the same; a third of the poses and lights is kept for the test
+- seen      1, 2 or 3 surfaces seen, all others unseen
 - few       20, 10 or 5 images of each surface in all, to learn and to calibrate
 - new       five of the seen surfaces enrolled from 20, 10 or 5 images; S over these five alone
 
@@ -50,8 +51,9 @@ from sbdzsl.sbad.gate import deal_folds, fit_gate
 
 BUDGETS = (0.05, 0.02)
 SEEN_SHARE = 0.8
-SPLITS = {"random": 20, "changed": 10, "groups": 10, "scales": 10, "lights": 10, "few": 10, "new": 10}
+SPLITS = {"random": 20, "changed": 10, "groups": 10, "scales": 10, "lights": 10, "seen": 20, "few": 10, "new": 10}
 COUNTS = (20, 10, 5)
+NUM_SEEN = (1, 2, 3)
 SETTINGS = RouterSettings()
 
 #: Of the many changed tracks these figures are kept.
@@ -178,6 +180,10 @@ def lights_track(seed: int) -> dict[str, dict[str, Figures]]:
     return {"lights": measured(kth_split(seed, [kept_out(file, 1, third) for file in _data.files]))}
 
 
+def seen_track(seed: int) -> dict[str, dict[str, Figures]]:
+    return {f"seen: {number}": measured(random_split(_data.surfaces, seed, number=number)) for number in NUM_SEEN}
+
+
 def few_track(seed: int) -> dict[str, dict[str, Figures]]:
     return {f"few: {count}": measured(random_split(_data.surfaces, seed, count)) for count in COUNTS}
 
@@ -218,15 +224,19 @@ TRACKS: Mapping[str, Callable[[int], dict[str, dict[str, Figures]]]] = {
     "groups": groups_track,
     "scales": scales_track,
     "lights": lights_track,
+    "seen": seen_track,
     "few": few_track,
     "new": new_track,
 }
 
 
-def random_split(names: NDArray[np.str_], seed: int, count: int | None = None) -> Split:
-    """Half, a quarter, a quarter of each seen surface's groups; at most `count` images but for the test, 2:1."""
+def random_split(names: NDArray[np.str_], seed: int, count: int | None = None, number: int | None = None) -> Split:
+    """Half, a quarter, a quarter of each seen surface's groups; at most `count` images but for the test, 2:1.
+
+    `number` surfaces are seen, 80 % if it is not given.
+    """
     rng, few = np.random.default_rng(seed), np.random.default_rng([seed, 5])
-    seen, unseen = seen_and_unseen(names, rng)
+    seen, unseen = seen_and_unseen(names, rng, number)
     parts = []
     for name in seen:
         own = np.flatnonzero(names == name)
@@ -266,9 +276,11 @@ def kept_out(file: str, place: int, values: set[int]) -> bool | None:
     return None if found is None else found[place] in values
 
 
-def seen_and_unseen(names: NDArray[np.str_], rng: np.random.Generator) -> tuple[list[str], list[str]]:
+def seen_and_unseen(
+    names: NDArray[np.str_], rng: np.random.Generator, number: int | None = None
+) -> tuple[list[str], list[str]]:
     drawn = rng.permutation(np.unique(names)).tolist()
-    cut = round(SEEN_SHARE * len(drawn))
+    cut = number or round(SEEN_SHARE * len(drawn))
     return sorted(drawn[:cut]), sorted(drawn[cut:])
 
 
