@@ -16,9 +16,12 @@ TRACKS = (
     ("scales, between", "KTH-TIPS, scales 4 and 6 kept for the test"),
     ("scales, beyond", "KTH-TIPS, nearest and farthest scale kept"),
     ("lights", "KTH-TIPS, a third of poses and lights kept"),
-    ("few: 20", "20 training images a surface"),
-    ("few: 10", "10 training images a surface"),
-    ("few: 5", "5 training images a surface"),
+    ("seen: 1", "one surface seen, 24 unseen"),
+    ("seen: 2", "two seen"),
+    ("seen: 3", "three seen"),
+    ("few: 20", "20 images a surface in all"),
+    ("few: 10", "10 images a surface in all"),
+    ("few: 5", "5 images a surface in all"),
 )
 CHANGES = ("gain", "gamma", "offset", "light", "blur", "noise", "scale", "all")
 STRENGTHS = ("mild", "edge", "beyond")

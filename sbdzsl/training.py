@@ -329,6 +329,6 @@ def _router_line(router: SurfaceRouter) -> str:
     assert found.rate_interval is not None
     low, high = found.rate_interval
     return (
-        f"  threshold {found.value:.3f} from {found.num_good} held-out images: at most {found.promised_rate:.1%} of "
+        f"  threshold {found.value:.3f} from {found.num_good} images: at most {found.promised_rate:.1%} of "
         f"images of seen surfaces are called unseen; drawn anew, the rate would lie between {low:.1%} and {high:.1%}"
     )

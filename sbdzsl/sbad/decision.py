@@ -6,9 +6,9 @@ Two scores decide (`RouterSettings.score`), both one number per seen surface, of
 - "whitened-nn": distance to the surface in its own spread (`gate.py`). Best of all that were measured.
 - "paper": error between a_hat = Encoder-2(x) and the surface's learned CE (paper, section 3.1.2): squared, or as the
   settings say (`reading_loss`, `class_embedding`, `generator`).
-The threshold is conformal on held-out images of the seen surfaces, whatever the score, under one of two promises: as
-they are ("plain"), or each under conditions drawn from an envelope ("envelope"). The second bears a change of light,
-lens, sensor or distance, and lets more strangers through.
+The threshold is conformal on images of the seen surfaces by gates that did not learn them, whatever the score, under
+one of two promises: as they are ("plain"), or each under conditions drawn from an envelope ("envelope"). The second
+bears a change of light, lens, sensor or distance, and lets more strangers through.
 
 One image at a time in float64 and without BLAS, so that a score does not depend on batch or threads.
 """
@@ -73,11 +73,11 @@ class SurfaceRouter:
     """The fitted stage one. Immutable after construction.
 
     `surfaces` are the K seen surfaces in the order of all per-surface arrays. For each promise that was calibrated
-    ("plain" always) there is a gate, and `calibration_scores`: the unseen scores of held-out seen images under
-    `settings.score`, in any order. `promise` is the one in force where `route` is not told another; that of the
-    settings, unless it is given. `calibrated` is its threshold at the settings' false-alarm rate, with the rule and the
-    counts that made it. Raises `DataError` (`too-few-images`) without scores, `ConfigError` for a promise that was not
-    calibrated.
+    ("plain" always) there is a gate, and `calibration_scores`: the unseen scores of seen images that what judged them
+    did not learn, under `settings.score`, in any order. `promise` is the one in force where `route` is not told
+    another; that of the settings, unless it is given. `calibrated` is its threshold at the settings' false-alarm rate,
+    with the rule and the counts that made it. Raises `DataError` (`too-few-images`) without scores, `ConfigError` for a
+    promise that was not calibrated.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class SurfaceRouter:
     def threshold(self, false_alarm_rate: float | None = None) -> float:
         """The score above which an image is unseen, at another rate than the one of the settings if one is given.
 
-        Where the held-out images are too few for the rate it is the threshold at the lowest rate they support;
+        Where the images are too few for the rate it is the threshold at the lowest rate they support;
         `calibrated` tells which one that is for the settings' own.
         """
         return self.calibrated.value if false_alarm_rate is None else self._calibrate(false_alarm_rate).value

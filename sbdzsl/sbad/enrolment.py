@@ -119,7 +119,7 @@ def enrol(
 def retire(router: SurfaceRouter, surface: str) -> SurfaceRouter:
     """The router without `surface`; its images are unseen again, or the next surface's that accepts them.
 
-    The threshold stays: where `surface` was there from the start, its held-out images still are among those that set
+    The threshold stays: where `surface` was there from the start, its images still are among those that set
     it. Raises `ConfigError` for a surface that the router does not know, or its only one.
     """
     if surface not in router.surfaces:
