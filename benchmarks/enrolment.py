@@ -134,10 +134,12 @@ def measure(
         {other: surfaces[other].features[split[number][:MAX_IMAGES]] for other, split in parts.items()}
         for number in range(3)
     )
-    lots = [group for other, split in parts.items() for group in surfaces[other].groups[split[0][:MAX_IMAGES]]]
-    router = fit_router(
-        EmbeddedImages(*flat(train), lots), EmbeddedImages(*flat(calibration)), standard_attributes(), settings, seed
-    ).router
+    lots = [
+        [group for other, split in parts.items() for group in surfaces[other].groups[split[number][:MAX_IMAGES]]]
+        for number in range(2)
+    ]
+    images = [EmbeddedImages(*flat(own), groups) for own, groups in zip((train, calibration), lots, strict=True)]
+    router = fit_router(*images, standard_attributes(), settings, seed).router
     known, strange = flat(test)[0], {other: surfaces[other].features[:MAX_IMAGES] for other in unseen}
     before = [router.route(row) for row in known]
     own = surfaces[name]

@@ -28,9 +28,11 @@ from sbdzsl.calibration import conformal_threshold
 from sbdzsl.cluster.audit import run_audit
 from sbdzsl.cluster.request import AuditRequest
 from sbdzsl.config import TrainSettings
+from sbdzsl.datasets.sample import group_of, samples_from_table
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import ZeroShotFigures, auroc, zero_shot_figures
 from sbdzsl.sbad.embedding import Embedder
+from sbdzsl.sbad.gate import deal_folds
 
 BUDGETS = (0.02, 0.05)
 ROUTED = ("dagm_class1", "kolektorsdd", "magnetic_tile")
@@ -82,17 +84,19 @@ def routing(work: Path) -> None:
 
 
 def cosine_baseline(bundle: Bundle, seen: pa.Table, audited: pa.Table) -> dict[str, Any]:
-    """Cosine distance to the nearest training image on the bundle's own features, threshold by the same calibration."""
+    """Cosine distance to the nearest image on the bundle's own features, threshold cross-fitted alike."""
     embedder = Embedder(bundle.backbone, bundle.settings.router)
-    bank, bank_surfaces = embed(embedder, only(seen, "train"))
-    centre, spread = bank.mean(axis=0), bank.std(axis=0) + 1e-6
-    bank = unit((bank - centre) / spread)
-    calibration = unit((embed(embedder, only(seen, "val"))[0] - centre) / spread)
+    known = pa.concat_tables([only(seen, "train"), only(seen, "val")])
+    bank, owners = embed(embedder, known)
+    groups = [group_of(sample)[1] for sample in samples_from_table(known)]
+    folds = deal_folds(np.unique(owners, return_inverse=True)[1], groups)
+    apart = [
+        cosine_distances(bank[folds != fold], bank[folds == fold]).min(axis=1) for fold in np.unique(folds[folds >= 0])
+    ]
     features, surfaces = embed(embedder, audited)
-    similarity = unit((features - centre) / spread) @ bank.T
-    scores = 1 - similarity.max(axis=1)
-    named = [bank_surfaces[nearest] for nearest in similarity.argmax(axis=1)]
-    held_out = np.sort(1 - (calibration @ bank.T).max(axis=1))
+    distances = cosine_distances(bank, features)
+    scores, named = distances.min(axis=1), [owners[nearest] for nearest in distances.argmin(axis=1)]
+    held_out = np.sort(np.concatenate(apart))
     strange = np.array([surface not in ROUTED for surface in surfaces])
     found: dict[str, Any] = {
         str(rate): figures(zero_shot_figures(surfaces, named, scores > conformal_threshold(held_out, rate), ROUTED))
@@ -144,9 +148,11 @@ def only(manifest: pa.Table, split: str) -> pa.Table:
     return manifest.filter(pa.compute.equal(manifest["split"], split))
 
 
-def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def cosine_distances(bank: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, N]: one minus the cosine of each of `features` to each of `bank`, both z-scored by the bank."""
+    centre, spread = bank.mean(axis=0), bank.std(axis=0) + 1e-6
+    known, asked = ((rows - centre) / spread for rows in (bank, features))
+    return 1 - asked @ known.T / np.outer(np.linalg.norm(asked, axis=1), np.linalg.norm(known, axis=1))
 
 
 STUDIES = {"routing": routing, "latency": latency, "demo": demo}
