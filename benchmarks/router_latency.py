@@ -34,16 +34,11 @@ def main() -> int:
     settings = RouterSettings(ce_vae_steps=20, vaegan_steps=5)  # weights do not change the time
     data = real_surfaces.load(RouterSettings())
     known = np.isin(data.surfaces, np.unique(data.surfaces)[:SURFACES])
-    train = known & (np.arange(len(known)) % 2 == 0)
-    router = fit_router(
-        EmbeddedImages(data.clean[train], data.surfaces[train].tolist(), copies=data.copies[train]),
-        EmbeddedImages(
-            data.clean[known & ~train], data.surfaces[known & ~train].tolist(), even=data.even[known & ~train, 0]
-        ),
-        standard_attributes(),
-        settings,
-        seed=0,
-    ).router
+    train, calibration = (
+        EmbeddedImages(data.clean[own], data.surfaces[own].tolist(), copies=data.copies[own], even=data.even[own, 0])
+        for own in (known & (np.arange(len(known)) % 4 < 3), known & (np.arange(len(known)) % 4 == 3))
+    )
+    router = fit_router(train, calibration, standard_attributes(), settings, seed=0).router
     trunk = load_backbone()
     embedders = {"torch": Embedder(trunk, settings)}
     for runtime in RUNTIMES[1:]:
