@@ -6,7 +6,7 @@ Each is fitted to the same training features; those that do not use changed copi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sbdzsl.config import RouterSettings
 from sbdzsl.sbad.attributes import standard_attributes
-from sbdzsl.sbad.gate import FittedGate, SurfaceGate, fit_gate
+from sbdzsl.sbad.gate import FittedGate, SurfaceGate, deal_folds, fit_gate
 from sbdzsl.sbad.reading import fit_reading
 
 Features = NDArray[np.float32]
@@ -29,15 +29,23 @@ ONE_FOR_ALL = 1e9
 @dataclass(frozen=True, slots=True)
 class Training:
     """What a score is fitted to: `features` [N, D], `labels` [N] into `names` [K], `groups` [N], and of the same
-    images under other conditions `copies` [N, C, D] and `even` [N, D]."""
+    images under other conditions `copies` [N, C, D] and `even` [N, D], where a method needs them."""
 
     features: Features
     labels: NDArray[np.int64]
     names: list[str]
     groups: list[str]
-    copies: Features
-    even: Features
+    copies: Features | None
+    even: Features | None
     seed: int
+
+    def only(self, chosen: NDArray[np.bool_]) -> Training:
+        """The same of some of the images, `chosen` [N]."""
+        copies, even = (None if of is None else of[chosen] for of in (self.copies, self.even))
+        groups = [group for group, kept in zip(self.groups, chosen, strict=True) if kept]
+        return replace(
+            self, features=self.features[chosen], labels=self.labels[chosen], groups=groups, copies=copies, even=even
+        )
 
     def scaled(self) -> tuple[Features, Callable[[Features], Features]]:
         """z-scored features and the function that z-scores others."""
@@ -56,6 +64,27 @@ class Method:
     envelope: bool = False
     crossed: bool = True
     gate: Callable[[Training], FittedGate] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A score, and the unseen scores [M] of images that it did not learn, which set its threshold."""
+
+    score: Score
+    held_out: Distances
+
+
+def cross_fitted(method: Method, known: Training) -> Fitted:
+    """A score of all images, its threshold from each by a score that did not learn its fold."""
+    if method.gate is not None:
+        fitted = method.gate(known)
+        return Fitted(score_of(fitted.gate), fitted.promised[np.isfinite(fitted.promised)])
+    folds = deal_folds(known.labels, known.groups)
+    held_out = [
+        method.fit(known.only(folds != fold))(known.features[folds == fold]).min(axis=1)
+        for fold in np.unique(folds[folds >= 0])
+    ]
+    return Fitted(method.fit(known), np.concatenate(held_out))
 
 
 def gate(settings: RouterSettings, *, envelope: bool = False, crossed: bool = True) -> Method:

@@ -42,12 +42,12 @@ import torch
 from numpy.typing import NDArray
 from real_surfaces import CHANGED, WORKERS, RealSurfaces
 from record import record
-from router_scores import Method, Score, Training, score_of
+from router_scores import Fitted, Method, Training, cross_fitted, score_of
 
 from sbdzsl.calibration import conformal_threshold
 from sbdzsl.config import RouterSettings
 from sbdzsl.metrics import auroc, zero_shot_figures
-from sbdzsl.sbad.gate import deal_folds, fit_gate
+from sbdzsl.sbad.gate import fit_gate
 
 BUDGETS = (0.05, 0.02)
 SEEN_SHARE = 0.8
@@ -97,14 +97,6 @@ class Split:
     def known(self) -> Indices:
         """Training and calibration images."""
         return np.concatenate([self.train, self.calibration])
-
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A score, and the unseen scores [M] of images that it did not learn, which set its threshold."""
-
-    score: Score
-    held_out: NDArray[np.float64]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -307,20 +299,11 @@ def fit_all(split: Split, *, with_paper: bool = False) -> dict[str, Fitted]:
 
 def fit_one(split: Split, method: Method) -> Fitted:
     """A score fitted and calibrated as its method says."""
+    if method.crossed:
+        return cross_fitted(method, training(split, split.known))
     promised = _data.even[:, 0] if method.envelope else _data.clean
-    if not method.crossed:
-        score = method.fit(training(split, split.train))
-        return Fitted(score, score(promised[split.calibration]).min(axis=1))
-    known = training(split, split.known)
-    if method.gate is not None:
-        fitted = method.gate(known)
-        return Fitted(score_of(fitted.gate), fitted.promised[np.isfinite(fitted.promised)])
-    folds = deal_folds(known.labels, known.groups)
-    held_out = []
-    for fold in np.unique(folds[folds >= 0]):
-        of_others = method.fit(training(split, split.known[folds != fold]))
-        held_out.append(of_others(promised[split.known[folds == fold]]).min(axis=1))
-    return Fitted(method.fit(known), np.concatenate(held_out))
+    score = method.fit(training(split, split.train))
+    return Fitted(score, score(promised[split.calibration]).min(axis=1))
 
 
 def measured(split: Split, *, with_paper: bool = False) -> dict[str, Figures]:

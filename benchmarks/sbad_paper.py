@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from record import record, shared_data
-from router_scores import Score, Training, cosine_neighbour, gate
+from router_scores import Method, Training, cosine_neighbour, cross_fitted, gate
 from vaegan_parts import Variant, variants
 
 import sbdzsl
@@ -216,8 +216,8 @@ def unseen_of(name: str, collection: Collection, seed: int) -> tuple[str, ...]:
 
 
 #: What needs no network, by the scores that `sbad_gzsl.py` compares.
-YARDSTICKS: dict[str, Callable[[RouterSettings], Callable[[Training], Score]]] = {
-    "nearest neighbour, cosine": lambda _: cosine_neighbour,
+YARDSTICKS: dict[str, Callable[[RouterSettings], Method]] = {
+    "nearest neighbour, cosine": lambda _: Method(cosine_neighbour),
     "the router's own gate": gate,
 }
 
@@ -225,22 +225,22 @@ YARDSTICKS: dict[str, Callable[[RouterSettings], Callable[[Training], Score]]] =
 def measure_yardstick(
     collection: Collection,
     unseen: Sequence[str],
-    fit: Callable[[Training], Score],
+    method: Method,
     settings: RouterSettings,
     seed: int,
 ) -> dict[str, Any]:
     known = sorted(set(collection.surfaces) - set(unseen))
-    train = [collection.surfaces[name].train for name in known]
-    features, labels = np.concatenate(train), np.repeat(np.arange(len(known)), [len(part) for part in train])
+    own = [np.concatenate([collection.surfaces[name].train, collection.surfaces[name].calibration]) for name in known]
+    features, labels = np.concatenate(own), np.repeat(np.arange(len(known)), [len(part) for part in own])
     images = [f"{number:06d}" for number in range(len(features))]
     started = time.monotonic()
-    distances = fit(Training(features, labels, known, images, None, seed))
+    fitted = cross_fitted(method, Training(features, labels, known, images, None, None, seed))
     train_s = time.monotonic() - started
     parts = [collection.surfaces[name].test for name in known] + [collection.surfaces[name].unseen for name in unseen]
     truth = np.repeat([*known, *unseen], [len(part) for part in parts])
-    found = distances(np.concatenate(parts))
-    good = distances(np.concatenate([collection.surfaces[name].calibration for name in known])).min(axis=1)
-    threshold = choose_threshold(ThresholdRule("false-alarm-rate", settings.false_alarm_rate), good, np.empty(0)).value
+    found = fitted.score(np.concatenate(parts))
+    rule = ThresholdRule("false-alarm-rate", settings.false_alarm_rate)
+    threshold = choose_threshold(rule, fitted.held_out, np.empty(0)).value
     scores = found.min(axis=1)
     detected = zero_shot_figures(
         truth.tolist(), np.array(known)[found.argmin(axis=1)].tolist(), scores > threshold, known

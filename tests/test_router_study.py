@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import real_surfaces
 import sbad_gzsl
-from router_scores import Score
+from router_scores import Fitted, Score
 
 from sbdzsl.sbad.attributes import AttributeTable
 from sbdzsl.sbad.fit import EmbeddedImages, fit_router
@@ -101,4 +101,4 @@ def test_figures_of_a_perfect_and_of_a_blind_score(data: real_surfaces.RealSurfa
 
 def figures_of(split: sbad_gzsl.Split, score: Score, data: real_surfaces.RealSurfaces) -> sbad_gzsl.Figures:
     held_out = score(data.clean[split.calibration]).min(axis=1)
-    return sbad_gzsl.figures(split, sbad_gzsl.Fitted(score, held_out), data.clean)
+    return sbad_gzsl.figures(split, Fitted(score, held_out), data.clean)
