@@ -20,6 +20,8 @@ from sbdzsl.serving.alerts.sinks.opcua import OpcUaSink
 
 ALERT = make_alert(draw_answer(1), "http://inspect.example")
 SPACE = "urn:sbdzsl:machinery-result"
+#: By default a client leaves a server that does not answer for a second, which a busy machine may not.
+PATIENT = {"timeout": 60, "watchdog_intervall": 60}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +62,7 @@ async def connected(
     given: OpcUaSettings, user: str | None = "scada", password: str | None = "correct"
 ) -> AsyncIterator[tuple[Client, Any, int]]:
     """A client, the object ResultManagement and its namespace."""
-    client = Client(f"opc.tcp://127.0.0.1:{given.port}/sbdzsl", timeout=5)
+    client = Client(f"opc.tcp://127.0.0.1:{given.port}/sbdzsl", **PATIENT)
     if user is not None:
         client.set_user(user)
         client.set_password(password)
@@ -215,7 +217,7 @@ async def _make_certificate(folder: Path) -> None:
 
 def test_with_a_certificate_only_encrypted_connections_are_taken(tmp_path: Path) -> None:
     async def encrypted() -> str:
-        client = Client(f"opc.tcp://127.0.0.1:{given.port}/sbdzsl", timeout=5)
+        client = Client(f"opc.tcp://127.0.0.1:{given.port}/sbdzsl", **PATIENT)
         client.application_uri = "urn:scada"
         client.set_user("scada")
         client.set_password("correct")
