@@ -138,7 +138,7 @@ def test_train_writes_a_bundle_that_inspects(
     assert cli.main([*words, *left_out]) == 0
     said = capsys.readouterr().out
     assert SEEN[0] in said
-    assert "held-out images" in said
+    assert "from 20 images" in said, "training and validation images alike"
     assert cli.main(["inspect", "--bundle", bundle, trained.manifest["uri"].to_pylist()[0]]) == 0
     assert cli.main([*words, *left_out]) == 1
     assert "bundle-exists" in capsys.readouterr().err
