@@ -36,8 +36,10 @@ def main() -> int:
     for cut in CUTS:
         sbad_gzsl._data = only(everything, cut)
         splits = [sbad_gzsl.random_split(everything.surfaces, seed) for seed in range(SPLITS)]
-        plain = [measured(split, "gate") for split in splits]
-        changed = [measured(split, "gate, envelope", kind) for split in splits[: SPLITS // 4] for kind in EDGES]
+        data, gate, envelope = sbad_gzsl._data, sbad_gzsl.METHODS["gate"], sbad_gzsl.METHODS["gate, envelope"]
+        plain = [sbad_gzsl.figures(split, sbad_gzsl.fit_one(split, gate), data.clean) for split in splits]
+        fitted = [(split, sbad_gzsl.fit_one(split, envelope)) for split in splits[: SPLITS // 4]]
+        changed = [sbad_gzsl.figures(*one, data.under(kind, "edge")) for one in fitted for kind in EDGES]
         tensors = load_backbone(stages=cut).tensors()
         row = {
             "stages": list(cut),
@@ -64,12 +66,6 @@ def only(data: real_surfaces.RealSurfaces, cut: tuple[str, ...]) -> real_surface
     columns = everything_columns(cut)
     parts = {name: getattr(data, name)[..., columns] for name in ("clean", "copies", "even", "changed")}
     return replace(data, **parts)
-
-
-def measured(split: sbad_gzsl.Split, name: str, kind: str | None = None) -> sbad_gzsl.Figures:
-    data = sbad_gzsl._data
-    fitted = sbad_gzsl.fit_one(split, sbad_gzsl.METHODS[name])
-    return sbad_gzsl.figures(split, fitted, data.clean if kind is None else data.under(kind, "edge"))
 
 
 def milliseconds() -> dict[tuple[str, ...], float]:
