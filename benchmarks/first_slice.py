@@ -73,6 +73,7 @@ def routing(work: Path) -> None:
     study = {
         "num_images": audited.num_rows,
         "num_rows": result.reconciliation.num_rows,
+        "calibration": bundle.settings.router.calibration,
         "images_per_second": result.summary.facts.images_per_second,
         "unseen_surfaces": len({surface for surface in surfaces if surface not in ROUTED}),
         "whitened-nn": ours | {"auroc": auroc(strange, scores)},
