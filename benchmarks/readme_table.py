@@ -143,7 +143,13 @@ def routing(figures: dict[str, Any]) -> list[Row]:
             f"{name} {one['s']:.3f} / {one['u']:.3f} / {one['h']:.3f}"
             for name, one in (("", ours), ("cosine 1-NN", base))
         ]
-        rows.append((f"– S / U / H at the {budget} budget, threshold {threshold}", "above cosine 1-NN", ("; ".join(both)).strip()))
+        rows.append(
+            (
+                f"– S / U / H at the {budget} budget, threshold {threshold}",
+                "above cosine 1-NN",
+                ("; ".join(both)).strip(),
+            )
+        )
         alarms = f"{ours['false_alarms']:.1%}; cosine 1-NN {base['false_alarms']:.1%}"
         rows.append((f"– seen test images really called unseen at {budget}, mean over surfaces", f"≤ {budget}", alarms))
     return rows
