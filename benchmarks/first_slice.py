@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 from record import record, shared_data
+from router_scores import Method, Training, cosine_neighbour, cross_fitted
 
 from sbdzsl import datasets, lake, training
 from sbdzsl.bundle import Bundle
@@ -32,7 +33,6 @@ from sbdzsl.datasets.sample import group_of, samples_from_table
 from sbdzsl.inspector import Inspector, load_image
 from sbdzsl.metrics import ZeroShotFigures, auroc, zero_shot_figures
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.gate import deal_folds
 
 BUDGETS = (0.02, 0.05)
 ROUTED = ("dagm_class1", "kolektorsdd", "magnetic_tile")
@@ -90,14 +90,12 @@ def cosine_baseline(bundle: Bundle, seen: pa.Table, audited: pa.Table) -> dict[s
     known = pa.concat_tables([only(seen, "train"), only(seen, "val")])
     bank, owners = embed(embedder, known)
     groups = [group_of(sample)[1] for sample in samples_from_table(known)]
-    folds = deal_folds(np.unique(owners, return_inverse=True)[1], groups)
-    apart = [
-        cosine_distances(bank[folds != fold], bank[folds == fold]).min(axis=1) for fold in np.unique(folds[folds >= 0])
-    ]
+    names, labels = np.unique(owners, return_inverse=True)
+    fitted = cross_fitted(Method(cosine_neighbour), Training(bank, labels, names.tolist(), groups, None, None, 0))
     features, surfaces = embed(embedder, audited)
-    distances = cosine_distances(bank, features)
-    scores, named = distances.min(axis=1), [owners[nearest] for nearest in distances.argmin(axis=1)]
-    held_out = np.sort(np.concatenate(apart))
+    distances = fitted.score(features)
+    scores, named = distances.min(axis=1), names[distances.argmin(axis=1)].tolist()
+    held_out = np.sort(fitted.held_out)
     strange = np.array([surface not in ROUTED for surface in surfaces])
     found: dict[str, Any] = {
         str(rate): figures(zero_shot_figures(surfaces, named, scores > conformal_threshold(held_out, rate), ROUTED))
@@ -147,13 +145,6 @@ def embed(embedder: Embedder, manifest: pa.Table) -> tuple[NDArray[np.float32], 
 def only(manifest: pa.Table, split: str) -> pa.Table:
     """Rows of one split."""
     return manifest.filter(pa.compute.equal(manifest["split"], split))
-
-
-def cosine_distances(bank: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[n, N]: one minus the cosine of each of `features` to each of `bank`, both z-scored by the bank."""
-    centre, spread = bank.mean(axis=0), bank.std(axis=0) + 1e-6
-    known, asked = ((rows - centre) / spread for rows in (bank, features))
-    return 1 - asked @ known.T / np.outer(np.linalg.norm(asked, axis=1), np.linalg.norm(known, axis=1))
 
 
 STUDIES = {"routing": routing, "latency": latency, "demo": demo}

@@ -78,7 +78,7 @@ def cross_fitted(method: Method, known: Training) -> Fitted:
     """A score of all images, its threshold from each by a score that did not learn its fold."""
     if method.gate is not None:
         fitted = method.gate(known)
-        return Fitted(score_of(fitted.gate), fitted.promised[np.isfinite(fitted.promised)])
+        return Fitted(score_of(fitted.gate), fitted.threshold_scores)
     folds = deal_folds(known.labels, known.groups)
     held_out = [
         method.fit(known.only(folds != fold))(known.features[folds == fold]).min(axis=1)

@@ -73,8 +73,7 @@ def mistakes_of(seed: int, tested: Counter[str], unseen: Counter[str]) -> tuple[
     split = sbad_gzsl.random_split(data.surfaces, seed)
     t = sbad_gzsl.training(split, split.known)
     fitted = fit_gate(t.features, t.labels, sbad_gzsl.SETTINGS, t.groups)
-    gate, held_out = fitted.gate, fitted.promised[np.isfinite(fitted.promised)]
-    threshold = conformal_threshold(np.sort(held_out), BUDGET)
+    gate, threshold = fitted.gate, conformal_threshold(np.sort(fitted.threshold_scores), BUDGET)
     tested.update(split.names[split.test].tolist())
     unseen.update(split.names[split.unseen].tolist())
     found: tuple[list[Mistake], list[Mistake]] = ([], [])

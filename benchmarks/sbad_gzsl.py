@@ -197,7 +197,7 @@ def new_track(seed: int) -> dict[str, dict[str, Figures]]:
     )
     t = training(known, known.known)
     fitted = fit_gate(t.features, t.labels, SETTINGS, t.groups)
-    held_out = fitted.promised[np.isfinite(fitted.promised)]
+    held_out = fitted.threshold_scores
     found = {}
     for count in COUNTS:
         enrolled = fitted.gate

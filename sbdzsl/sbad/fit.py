@@ -163,8 +163,7 @@ def _cross_fitted(
     train: EmbeddedImages, calibration: EmbeddedImages, names: Sequence[str], settings: RouterSettings
 ) -> _Calibrated:
     fitted = _fitted(joined([train, calibration]), names, settings)
-    judged = np.isfinite(fitted.promised)
-    return _Calibrated(fitted.gate, fitted.promised[judged], fitted.plain[len(train.features) :])
+    return _Calibrated(fitted.gate, fitted.threshold_scores, fitted.plain[len(train.features) :])
 
 
 def _check_counts(names: Sequence[str], surfaces: Sequence[str], calibration_surfaces: Sequence[str]) -> None:

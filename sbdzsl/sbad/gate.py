@@ -172,6 +172,11 @@ class FittedGate:
     plain: Array
     promised: Array
 
+    @property
+    def threshold_scores(self) -> Array:
+        """What a threshold is set by: `promised` of all images that were judged, in their order."""
+        return self.promised[np.isfinite(self.promised)]
+
 
 def fit_gate(
     features: Stored,
