@@ -161,6 +161,11 @@ class RouterSettings(Settings):
     critic_steps: int = Field(5, ge=1)
     hidden: int = Field(256, ge=16, description="width of the hidden layers of CE-VAE, VAEGAN and TF-VAEGAN")
 
+    @property
+    def is_cross_fitted(self) -> bool:
+        """Whether a gate learns validation images, too. Under the paper's rule none does: it takes too long to fit."""
+        return self.calibration == "cross-fitted" and self.score != "paper"
+
 
 class DetectorSettings(Settings):
     """SBDD: network, training and decision of one surface's detector."""

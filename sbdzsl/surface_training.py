@@ -101,14 +101,13 @@ def load_surface(
             f"surface {surface!r}: {len(images['train'])} readable training and {len(images['val'])} validation "
             f"images; at least {min_train} and 1 are needed",
         )
+    learns_val = embedder is not None and embedder.settings.is_cross_fitted
     return SurfaceData(
         surface=surface,
         train=tuple(images["train"]),
         val=tuple(images["val"]),
         train_embedded=embed_images(surface, images["train"], groups["train"], embedder, team=team),
-        val_embedded=embed_images(
-            surface, images["val"], groups["val"], embedder, learnt=is_cross_fitted(embedder), team=team
-        ),
+        val_embedded=embed_images(surface, images["val"], groups["val"], embedder, learnt=learns_val, team=team),
         val_appearances=tuple(appearances),
         val_defective=tuple(image.defective for image in images["val"]),
         skipped=tuple(skipped),
@@ -148,11 +147,6 @@ def embed_images(
     return EmbeddedImages(
         features[:, 0], names, groups, copies if num_extreme else None, even[:, 0] if num_even else None
     )
-
-
-def is_cross_fitted(embedder: Embedder | None) -> bool:
-    """Whether validation images are learnt by a gate, too."""
-    return embedder is not None and embedder.settings.calibration == "cross-fitted"
 
 
 def train_detector(

@@ -98,12 +98,11 @@ def fit_router(
     names = sorted({str(surface) for surface in train.surfaces})
     _check_counts(names, train.surfaces, calibration.surfaces)
     real_ce = attributes.matrix(names)
-    is_crossed = settings.calibration == "cross-fitted" and settings.score != "paper"
-    fit = _cross_fitted if is_crossed else _held_out
+    fit = _cross_fitted if settings.is_cross_fitted else _held_out
     found: dict[Promise, _Calibrated] = {
         "plain": fit(_without_copies(train), _without_copies(calibration), names, settings)
     }
-    needed = [train.copies, train.even, calibration.even, *([calibration.copies] if is_crossed else [])]
+    needed = [train.copies, train.even, calibration.even, *([calibration.copies] if settings.is_cross_fitted else [])]
     if all(one is not None for one in needed):
         found["envelope"] = fit(train, calibration, names, settings)
     reading = fit_reading(train.features, _labels(train, names), real_ce, settings, seed)
