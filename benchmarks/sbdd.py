@@ -4,7 +4,7 @@
     python benchmarks/sbdd.py labels        KolektorSDD from no defect image to all masks, three folds, three seeds
     python benchmarks/sbdd.py labels_half   its two levels without masks at half size
     python benchmarks/sbdd.py dagm          DAGM class 1 from no defect image to all masks, three seeds
-    python benchmarks/sbdd.py drawn         ten drawn surfaces without masks and without defect images, three seeds
+    python benchmarks/sbdd.py drawn         ten drawn surfaces from no defect image to all masks, three seeds
     python benchmarks/sbdd.py tile          magnetic tile, five splits by group; per kind of defect
     python benchmarks/sbdd.py sizes         AP over the widths of `lite`, three seeds
     python benchmarks/sbdd.py ablation      each part of the recipe left out in turn, three seeds
@@ -46,6 +46,7 @@ UNHURRIED = {"max_minutes": 60.0}
 
 #: What training may see, beside all masks: (name, masks, positives).
 LEVELS = (("good images alone", None, 0), ("N = 0", 0, None), ("N = 5", 5, None), ("N = 15", 15, None))
+ALL_MASKS = ("all masks", None, None)
 
 
 def kolektorsdd() -> dict[str, Any]:
@@ -75,16 +76,16 @@ def labels_half() -> Plan:
 
 def dagm() -> Plan:
     """DAGM class 1 (shared part), split by seed."""
-    levels = (*LEVELS[:3], ("5 positives in all", None, 5), ("all masks", None, None))
+    levels = (*LEVELS[:3], ("5 positives in all", None, 5), ALL_MASKS)
     return {name: [Run("dagm_class1", seed, None, m, p) for seed in SEEDS] for name, m, p in levels}
 
 
 def drawn() -> Plan:
-    """The ten drawn surfaces without masks, and without any defect image."""
+    """The ten drawn surfaces without any defect image, without masks, and with all, which says what can be found."""
     surfaces = synthetic.SURFACES
     return {
         name: [Run(f"drawn/{surface}", seed, None, m, p) for surface in surfaces for seed in SEEDS]
-        for name, m, p in LEVELS[:2]
+        for name, m, p in (*LEVELS[:2], ALL_MASKS)
     }
 
 

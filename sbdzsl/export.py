@@ -50,7 +50,7 @@ INT8_TOLERANCE = 1.0
 CALIBRATION_IMAGES = 64
 
 #: Layers that stay in float32: the first and the last, where rounding costs most and a quarter of the work lies.
-UNQUANTISED = ("/stem/", "/decision/")
+UNQUANTISED = ("/flatten/", "/stem/", "/decision/")
 
 Grey = NDArray[np.float32]
 

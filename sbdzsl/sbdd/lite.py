@@ -103,11 +103,16 @@ class Flatten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Flatten grey images [B, 1, H, W] in [0, 1], H and W multiples of 8; same shape."""
         x = x - 0.5
-        moments = F.avg_pool2d(torch.cat([x, x * x], dim=1), MAP_STRIDE)
-        moments = F.avg_pool2d(moments, 5, stride=1, padding=2, count_include_pad=False)
-        moments = F.interpolate(moments, scale_factor=float(MAP_STRIDE), mode="bilinear")
-        mean, square = moments[:, :1], moments[:, 1:]
+        mean, square = self._around(x), self._around(x * x)
         return (x - mean) * torch.rsqrt((square - mean * mean).clamp_min(0) + self.NOISE**2)
+
+    def _around(self, x: Tensor) -> Tensor:
+        cells = F.avg_pool2d(F.avg_pool2d(x, MAP_STRIDE), 5, stride=1, padding=2, count_include_pad=False)
+        return self.enlarge(cells)
+
+    def enlarge(self, cells: Tensor) -> Tensor:
+        """Cells [B, 1, h, w] to pixels [B, 1, H, W], bilinear."""
+        return F.interpolate(cells, scale_factor=float(MAP_STRIDE), mode="bilinear")
 
 
 class MapReadout(nn.Module):
