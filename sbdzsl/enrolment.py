@@ -1,7 +1,7 @@
-"""Bundle in, new bundle out: one surface more from a few images, or one fewer. Nothing else is trained again.
+"""Bundle in, new bundle out: one surface more from a few images, a new lot of one, or one fewer; nothing else changes.
 
-The router takes the images as they are (`sbad.enrolment`); only the new surface gets a detector, by the training that
-every surface gets; the others' are written again to the same bytes. A bundle is never changed in place: the card of
+The router takes the images as they are (`sbad.enrolment`); only a new surface gets a detector, by the training that
+every surface gets; all others are written again to the same bytes. A bundle is never changed in place: the card of
 the new one says by which steps it came from which parent.
 """
 
@@ -13,17 +13,19 @@ from typing import Any
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
-from sbdzsl.bundle import Bundle, Reference, SurfaceDetector
+from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference, SurfaceDetector
 from sbdzsl.config import ImageSettings, Promise
 from sbdzsl.datasets import ADAPTERS, assign_splits, samples_from_table, samples_to_table
 from sbdzsl.datasets.sample import Sample, group_of
 from sbdzsl.errors import BundleError, ConfigError, DataError
+from sbdzsl.image import Appearance, Image
 from sbdzsl.inspector import load_image
 from sbdzsl.sbad import enrolment as router_enrolment
 from sbdzsl.sbad.attributes import load_attributes
 from sbdzsl.sbad.decision import SurfaceRouter
 from sbdzsl.sbad.embedding import Embedder
-from sbdzsl.sbad.enrolment import Claim, LeftOut
+from sbdzsl.sbad.enrolment import Claim, LeftOut, NewLot
+from sbdzsl.sbdd.fit import TrainingImage
 from sbdzsl.surface_training import (
     Report,
     SurfaceData,
@@ -82,7 +84,9 @@ def enrol(
     """
     _require_free(bundle, surface, out)
     row = _attribute_row(attributes, surface, bundle.router)
-    samples = _with_splits(_readable(surface, samples, bundle.settings.image, report), seed, report)
+    samples = [sample for sample, _ in _readable(surface, samples, bundle.settings.image, report)]
+    _require_enough(surface, samples)
+    samples = _with_splits(samples, seed, report)
     embedder = Embedder(bundle.backbone, bundle.settings.router, device)
     data = load_surface(surface, samples, None, bundle.settings.image, report, min_train=MIN_IMAGES - 1)
     groups = [group_of(s)[1] for split in ("train", "val") for s in samples if s.split == split]
@@ -111,11 +115,77 @@ def enrol(
         data, bundle.settings.detector_for(surface), seed, device, report, checkpoint_url=checkpoint
     )
     write_curves(out, surface, history)
-    references = {**bundle.references, surface: make_reference(data, _good_scores(data, left_out))}
+    defective = [image.defective for image in (*data.train, *data.val)]
+    references = {**bundle.references, surface: make_reference(data, _good_scores(defective, left_out))}
     detectors = {**bundle.detectors, surface: entry}
     saved = _save(bundle, out, router, detectors, references, step, _counted(bundle, data))
     lake.remove(checkpoint)
     return Enrolled(saved, claim, left_out.num_recognised, len(left_out.images), len(data.train), len(data.val))
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The new bundle and what was found on the way.
+
+    `lot` is what the parent made of the images, `left_out` how many are accepted by a router that has learnt only the
+    others. Of `num_good` good ones the detector, which stays, calls `num_alarms` defective.
+    """
+
+    bundle: Bundle
+    lot: NewLot
+    left_out: LeftOut
+    num_good: int
+    num_alarms: int
+
+
+def extend(
+    bundle: Bundle,
+    surface: str,
+    samples: Sequence[Sample],
+    out: str,
+    device: str = "cpu",
+    report: Report = print,
+) -> Extended:
+    """Write to `out` a bundle whose router knows `surface` in a new lot too, from `samples` of it (see `samples_of`).
+
+    For a lot that looks otherwise and is called unseen. Images without label count as good. The detector stays, and so
+    do all thresholds. Before any work raises `BundleError` "bundle-exists", `ConfigError` for a surface that the bundle
+    does not know, `DataError` "bad-images" (some cannot be read); then `BundleError` "surface-claimed", where most
+    images are nearer to another surface.
+    """
+    _require_out(out)
+    router_enrolment.require_known(bundle.router, surface)
+    readable = _readable(surface, samples, bundle.settings.image, report)
+    samples, groups = [sample for sample, _ in readable], [group_of(sample)[1] for sample, _ in readable]
+    images = [TrainingImage(sample.image_id, image.grey(), sample.label == "defect") for sample, image in readable]
+    embedded = embed_images(surface, images, groups, Embedder(bundle.backbone, bundle.settings.router, device))
+    features, copies = embedded.features, embedded.copies
+    lot = router_enrolment.look_at_lot(bundle.router, surface, features)
+    router = router_enrolment.extend(bundle.router, surface, features, copies)
+    left_out = router_enrolment.leave_out(bundle.router, features, groups, copies, extended=surface)
+    report(_lot_line(surface, lot, left_out))
+    defective = [image.defective for image in images]
+    good = [image for image in images if not image.defective]
+    detector, threshold = bundle.detectors[surface].detector, bundle.detectors[surface].threshold()
+    num_alarms = sum(detector.detect(image.grey).score > threshold.value for image in good)
+    report(f"{surface}: its detector stays, and calls {num_alarms} of {len(good)} good images defective")
+    looks = [image.appearance() for sample, image in readable if sample.label != "defect"]
+    step = {
+        "step": "extend",
+        "surface": surface,
+        "parent": bundle.digest,
+        "images": {"router": len(images)},
+        "accepted_before": lot.num_accepted,
+        "strangeness": lot.strangeness,
+        "left_one_out": {"recognised": left_out.num_recognised, "of": len(left_out.images)},
+        "alarms": {"called_defective": num_alarms, "of": len(good)},
+        "threshold": "the parent's",
+        "data_digest": lake.manifest_digest(samples_to_table(samples), lake.MANIFEST_SCHEMA.names),
+    }
+    reference = _joined(bundle.references[surface], looks, _good_scores(defective, left_out))
+    references = {**bundle.references, surface: reference}
+    saved = _save(bundle, out, router, bundle.detectors, references, step, {})
+    return Extended(saved, lot, left_out, len(good), num_alarms)
 
 
 def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
@@ -124,8 +194,7 @@ def retire(bundle: Bundle, surface: str, out: str) -> Bundle:
     The threshold stays. Raises `BundleError` "bundle-exists", `ConfigError` for a surface that is not in the bundle or
     the only one there.
     """
-    if bundles.exists(out):
-        raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --out")
+    _require_out(out)
     router = router_enrolment.retire(bundle.router, surface)
     detectors = {name: entry for name, entry in bundle.detectors.items() if name != surface}
     step = {"step": "retire", "surface": surface, "parent": bundle.digest, "threshold": "the parent's"}
@@ -158,9 +227,13 @@ def samples_of(surface: str, images: str | None = None, manifests: Sequence[str]
 def _require_free(bundle: Bundle, surface: str, out: str) -> None:
     if not surface.strip():
         raise ConfigError("bad-config", "the surface needs a name, found an empty one")
+    _require_out(out)
+    router_enrolment.require_new(bundle.router, surface)
+
+
+def _require_out(out: str) -> None:
     if bundles.exists(out):
         raise BundleError("bundle-exists", f"{out} holds a bundle already; choose another --out")
-    router_enrolment.require_new(bundle.router, surface)
 
 
 def _attribute_row(uri: str | None, surface: str, router: SurfaceRouter) -> tuple[float, ...] | None:
@@ -176,9 +249,11 @@ def _attribute_row(uri: str | None, surface: str, router: SurfaceRouter) -> tupl
     return table.rows[surface]
 
 
-def _readable(surface: str, samples: Sequence[Sample], settings: ImageSettings, report: Report) -> list[Sample]:
-    """The samples without copies of others. Of a few images each counts: one that cannot be read stops it all."""
-    kept: dict[str, Sample] = {}
+def _readable(
+    surface: str, samples: Sequence[Sample], settings: ImageSettings, report: Report
+) -> list[tuple[Sample, Image]]:
+    """The samples and their images, without copies of others. Each counts: one that cannot be read stops it all."""
+    kept: dict[str, tuple[Sample, Image]] = {}
     unreadable = []
     for sample in samples:
         loaded = load_image(sample.image_id, sample.uri, settings, sample.bit_depth)
@@ -186,9 +261,9 @@ def _readable(surface: str, samples: Sequence[Sample], settings: ImageSettings, 
             assert loaded.error is not None
             unreadable.append(f"{sample.uri}: {loaded.error.code}: {loaded.error.message}")
         elif loaded.image.digest in kept:
-            report(f"{surface}: left out: {sample.uri} has the bytes of {kept[loaded.image.digest].uri}")
+            report(f"{surface}: left out: {sample.uri} has the bytes of {kept[loaded.image.digest][0].uri}")
         else:
-            kept[loaded.image.digest] = sample
+            kept[loaded.image.digest] = sample, loaded.image
     if unreadable:
         named = "\n".join(unreadable[:_MAX_NAMED] + ["..."] * (len(unreadable) > _MAX_NAMED))
         raise DataError(
@@ -196,14 +271,17 @@ def _readable(surface: str, samples: Sequence[Sample], settings: ImageSettings, 
             f"surface {surface!r}: {len(unreadable)} of {len(samples)} images cannot be read; replace them or leave "
             f"them out\n{named}",
         )
-    good = sum(sample.label != "defect" for sample in kept.values())
+    return list(kept.values())
+
+
+def _require_enough(surface: str, samples: Sequence[Sample]) -> None:
+    good = sum(sample.label != "defect" for sample in samples)
     if good < MIN_IMAGES:
         raise DataError(
             "too-few-images",
             f"surface {surface!r}: found {good} different good images, expected at least {MIN_IMAGES}: two to train "
             "the detector on and one to set its threshold by (20 or more to be reliable)",
         )
-    return list(kept.values())
 
 
 def _with_splits(samples: Sequence[Sample], seed: int, report: Report) -> list[Sample]:
@@ -240,20 +318,49 @@ def _counted(bundle: Bundle, data: SurfaceData) -> dict[str, Any]:
     return changed
 
 
-def _good_scores(data: SurfaceData, left_out: LeftOut) -> dict[Promise, list[float]]:
+def _good_scores(defective: Sequence[bool], left_out: LeftOut) -> dict[Promise, list[float]]:
     """Unseen scores of the good ones of the images that were left out: the new router itself knows all of them."""
-    defective = [image.defective for image in (*data.train, *data.val)]
     return {
         promise: [score for image, score in zip(left_out.images, scores, strict=True) if not defective[image]]
         for promise, scores in left_out.unseen_scores.items()
     }
 
 
-def _router_line(claim: Claim, left_out: LeftOut) -> str:
-    tried = (
-        f"left out one by one, {left_out.num_recognised} of {len(left_out.images)} images are recognised by the others"
-        if left_out.images
-        else "too few images to leave one out"
+def _joined(old: Reference, looks: Sequence[Appearance], scores: Mapping[Promise, Sequence[float]]) -> Reference:
+    """A reference that holds good images of a new lot as well, spread over all where they are too many."""
+
+    def some(*parts: Sequence[float]) -> tuple[float, ...]:
+        values = [value for part in parts for value in part]
+        return tuple(values[:: -(-len(values) // MAX_REFERENCE)] if values else ())
+
+    return Reference(
+        brightness=some(old.brightness, [look.brightness for look in looks]),
+        sharpness=some(old.sharpness, [look.sharpness for look in looks]),
+        unseen_scores={promise: some(old.unseen_scores[promise], scores[promise]) for promise in old.unseen_scores},
     )
+
+
+def _router_line(claim: Claim, left_out: LeftOut) -> str:
     claimed = f"; {claim.num_accepted} were accepted as {claim.surface} before" if claim.num_accepted else ""
-    return f"router: {claim.num_images} images; {tried}{claimed}"
+    return f"router: {claim.num_images} images; {_tried(left_out)}{claimed}"
+
+
+def _lot_line(surface: str, lot: NewLot, left_out: LeftOut) -> str:
+    line = (
+        f"router: {lot.num_images} images, {lot.num_accepted} of them accepted as {surface} before, their unseen score "
+        f"{lot.strangeness:.2f} times the threshold; {_tried(left_out)}"
+    )
+    if lot.is_strange:
+        line += (
+            f"\n{surface}: they lie farther off than new lots do; if they show another surface, leave {surface} as it "
+            "is and use `sbdzsl enrol`"
+        )
+    return line
+
+
+def _tried(left_out: LeftOut) -> str:
+    if not left_out.images:
+        return "too few images to leave one out"
+    return (
+        f"left out one by one, {left_out.num_recognised} of {len(left_out.images)} images are recognised by the others"
+    )

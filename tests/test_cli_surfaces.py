@@ -36,6 +36,26 @@ def test_a_surface_comes_and_goes(
     assert bundles.load(fewer).card["files"] == trained.bundle.card["files"]
 
 
+def test_a_surface_grows(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "more")
+    words = ["extend", "--bundle", trained.bundle_url, "--surface", SEEN[0], "--manifest", trained.manifest_uri]
+    assert cli.main([*words, "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert f"of them accepted as {SEEN[0]} before, their unseen score 0." in said
+    assert "times the threshold; left out one by one, " in said
+    assert "farther off than new lots do" not in said
+    assert "its detector stays, and calls " in said
+    assert bundles.load(out).card["provenance"]["steps"][0]["step"] == "extend"
+
+
+def test_strangers_as_a_new_lot_are_told_of(
+    trained: Trained, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["extend", "--bundle", trained.bundle_url, "--surface", SEEN[0], "--images", str(folder)]
+    assert cli.main([*words, "--out", str(tmp_path / "more")]) == 0
+    assert "they lie farther off than new lots do; if they show another surface" in capsys.readouterr().out
+
+
 def test_refusals_have_their_codes(
     trained: Trained, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +64,8 @@ def test_refusals_have_their_codes(
         (["enrol", "--surface", SEEN[0], "--images", str(folder)], 1, "surface-exists"),
         (["enrol", "--surface", "cloth"], 2, "--images or --manifest"),
         (["enrol", "--surface", "cloth", "--images", str(tmp_path / "nowhere")], 1, "not-found"),
+        (["extend", "--surface", "cloth", "--images", str(folder)], 2, "bad-config"),
+        (["extend", "--surface", SEEN[1], "--images", str(folder)], 1, "surface-claimed"),
         (["retire", "--surface", "cloth"], 2, "bad-config"),
     ):
         assert cli.main([*words, *common]) == code

@@ -1,8 +1,9 @@
-"""From a bundle to a bundle with one surface more or fewer: what is written, what keeps its bytes, what is refused."""
+"""From bundle to bundle with a surface more, a lot more, a surface fewer: what is written, kept, refused."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from sbdzsl import bundle as bundles
 from sbdzsl import enrolment, lake
 from sbdzsl.bundle import Bundle
 from sbdzsl.datasets.sample import Sample, samples_from_table
-from sbdzsl.enrolment import Enrolled, enrol, retire, samples_of
+from sbdzsl.enrolment import Enrolled, Extended, enrol, extend, retire, samples_of
 from sbdzsl.errors import SbdzslError
 from sbdzsl.inspector import Inspector
 from sbdzsl.sbad.attributes import standard_attributes
@@ -83,6 +84,73 @@ def test_the_card_says_where_the_bundle_comes_from(trained: Trained, enrolled: E
     assert step["images"] == {"router": 8, "detector": 5, "held_out": 3}
     assert provenance["images"] == trained.bundle.card["provenance"]["images"] | {UNSEEN: {"train": 5, "val": 3}}
     assert provenance["data_digest"] == trained.bundle.card["provenance"]["data_digest"]
+
+
+@pytest.fixture(scope="module")
+def lot(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Good images of a known surface out of focus and in another light, without splits: a lot it never saw."""
+    folder = tmp_path_factory.mktemp("lot")
+    rows = [s for split in ("train", "val", "test") for s in samples(trained, SEEN[0], split) if s.label == "benign"]
+    for number, sample in enumerate(rows):
+        grey = cv2.imread(sample.uri, cv2.IMREAD_UNCHANGED).astype(np.float32)
+        changed = cv2.GaussianBlur(grey, (0, 0), 0.8) * 0.7 + 40
+        cv2.imwrite(str(folder / f"{number}.png"), changed.astype(np.uint8))
+    return [Sample(f"lot{n}", str(folder / f"{n}.png"), surface=SEEN[0], label="benign") for n in range(len(rows))]
+
+
+@pytest.fixture(scope="module")
+def extended(trained: Trained, lot: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Extended:
+    out = str(tmp_path_factory.mktemp("extended") / "bundle")
+    return extend(trained.bundle, SEEN[0], lot[:10], out, report=lambda _: None)
+
+
+def test_a_new_lot_is_no_stranger_any_more(trained: Trained, extended: Extended, lot: list[Sample]) -> None:
+    shares = []
+    for bundle in (trained.bundle, extended.bundle):
+        inspector = Inspector(bundle)
+        found = [inspector.judge(sample.image_id, sample.uri) for sample in lot[10:]]
+        shares.append(np.mean([v.surface == SEEN[0] and v.verdict != "unseen" for v in found]))
+    assert shares[0] < 0.2
+    assert shares[1] > 0.8
+    assert (extended.lot.num_images, extended.num_good) == (10, 10)
+    assert extended.lot.num_accepted <= 2
+    assert extended.left_out.num_recognised >= 7
+
+
+def test_a_new_lot_leaves_all_else_as_it_was(trained: Trained, extended: Extended) -> None:
+    parent, child = (dict(bundle.card["files"]) for bundle in (trained.bundle, extended.bundle))
+    assert child.pop("router.safetensors") != parent.pop("router.safetensors")
+    assert child == parent
+    assert extended.bundle.card["detectors"] == trained.bundle.card["detectors"]
+    old, new = trained.bundle.references, extended.bundle.references
+    assert {name: new[name] for name in SEEN[1:]} == {name: old[name] for name in SEEN[1:]}
+    assert new[SEEN[0]].brightness[: len(old[SEEN[0]].brightness)] == old[SEEN[0]].brightness
+    assert len(new[SEEN[0]].brightness) == len(old[SEEN[0]].brightness) + 10
+    assert len(new[SEEN[0]].unseen_scores["plain"]) == len(old[SEEN[0]].unseen_scores["plain"]) + 10
+    (step,) = extended.bundle.card["provenance"]["steps"]
+    assert (step["step"], step["surface"], step["images"]) == ("extend", SEEN[0], {"router": 10})
+    before, after = Inspector(trained.bundle), Inspector(extended.bundle)
+    for sample in samples(trained, SEEN[1], "test"):
+        one, other = (inspector.judge(sample.image_id, sample.uri) for inspector in (before, after))
+        assert (other.verdict, other.unseen_score, other.defect_score) == (
+            one.verdict,
+            one.unseen_score,
+            one.defect_score,
+        )
+
+
+def test_a_lot_that_is_another_surface_is_refused(trained: Trained, tmp_path: Path) -> None:
+    others = [replace(sample, surface=SEEN[0]) for sample in samples(trained, SEEN[1])[:6]]
+    for surface, rows, out, code in (
+        (SEEN[0], others, tmp_path / "b", "surface-claimed"),
+        ("nobody", others, tmp_path / "b", "bad-config"),
+        (SEEN[0], others, Path(trained.bundle_url), "bundle-exists"),
+        (SEEN[0], [Sample("gone", str(tmp_path / "gone.png"))], tmp_path / "b", "bad-images"),
+    ):
+        with pytest.raises(SbdzslError) as caught:
+            extend(trained.bundle, surface, rows, str(out), report=lambda _: None)
+        assert caught.value.code == code
+    assert not (tmp_path / "b").exists()
 
 
 def test_retiring_it_again_gives_the_parents_files_and_verdicts(

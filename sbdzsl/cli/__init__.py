@@ -39,7 +39,7 @@ from sbdzsl.cli.pipeline import pipeline
 from sbdzsl.cli.registry import registry_app
 from sbdzsl.cli.reviews import reviews_app
 from sbdzsl.cli.serving import keys_app, serve
-from sbdzsl.cli.surfaces import enrol, groups, retire
+from sbdzsl.cli.surfaces import enrol, extend, groups, retire
 from sbdzsl.cli.training import train
 from sbdzsl.cli.tuning import tune
 from sbdzsl.cli.watch import watch
@@ -250,7 +250,7 @@ def export(
 
 
 app.command("list")(list_images)
-for verb in (train, tune, pipeline, enrol, retire, groups, serve, watch):
+for verb in (train, tune, pipeline, enrol, extend, retire, groups, serve, watch):
     app.command()(verb)
 
 

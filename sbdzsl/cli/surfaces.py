@@ -1,4 +1,4 @@
-"""`groups`, `enrol` and `retire`: the verbs by which a bundle's surfaces come and go."""
+"""`groups`, `enrol`, `extend` and `retire`: the verbs by which a bundle's surfaces come, grow and go."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from sbdzsl.cli.options import BundleUrl, Device, Seed, percent, say, stdout
 from sbdzsl.errors import ConfigError
 
 Surface = Annotated[str, typer.Option("--surface", help="Name of the surface.")]
+Images = Annotated[
+    str | None, typer.Option(help="Folder or URL with images of it, with or without folders benign, defect, masks.")
+]
+Manifests = Annotated[
+    list[str] | None,
+    typer.Option(help="Manifest (Parquet) in place of --images: rows of it, or without surface; may be given again."),
+]
 NewBundle = Annotated[str, typer.Option("--out", help="Folder or URL to write the new bundle to; must not hold one.")]
 
 
@@ -19,15 +26,8 @@ def enrol(
     bundle: BundleUrl,
     surface: Surface,
     out: NewBundle,
-    images: Annotated[
-        str | None, typer.Option(help="Folder or URL with images of it, with or without folders benign, defect, masks.")
-    ] = None,
-    manifest: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Manifest (Parquet) in place of --images: rows of it, or without surface; may be given again."
-        ),
-    ] = None,
+    images: Images = None,
+    manifest: Manifests = None,
     attributes: Annotated[
         str | None, typer.Option(help="Attribute table (CSV) with a row for it; else read off its images.")
     ] = None,
@@ -53,6 +53,25 @@ def enrol(
         f"threshold {threshold.value:.3f}, {threshold.policy}, from {threshold.num_good} held-out good images: "
         f"false-alarm rate promised {percent(threshold.promised_rate)}"
     )
+    say(f"bundle {found.bundle.digest[:16]} -> {out}")
+
+
+def extend(
+    bundle: BundleUrl,
+    surface: Surface,
+    out: NewBundle,
+    images: Images = None,
+    manifest: Manifests = None,
+    device: Device = "cpu",
+) -> None:
+    """Teach a bundle a new lot of a surface it knows, whose images it calls unseen; its detector stays."""
+    from sbdzsl import bundle as bundles
+    from sbdzsl import enrolment
+
+    samples = enrolment.samples_of(surface, images, manifest or ())
+    found = enrolment.extend(bundles.load(bundle, device), surface, samples, out, device=device, report=say)
+    if found.num_alarms:
+        say("look at those it calls defective: good ones mean another threshold (`sbdzsl reviews recalibrate`)")
     say(f"bundle {found.bundle.digest[:16]} -> {out}")
 
 

@@ -1,4 +1,4 @@
-"""A fitted router learns one more surface from a few images, or forgets one; everything else stays, to the bit.
+"""A fitted router learns one more surface from a few images, or a new lot of one, or forgets one; all else stays.
 
 Nothing is trained: the new images join the gates under the projections that are there (`SurfaceGate.with_surface`), the
 surface's class embedding is the mean of what Encoder-2 reads off them, and the thresholds stay, so that their promise
@@ -7,6 +7,7 @@ to the other surfaces does. Hence what enrolment can change for any other image:
 - its distances to the surfaces that were there keep their bits, and so do attributes and class embedding;
 - its unseen score can only fall, and falls only where the new surface is the nearest one, which then names it.
 
+The same two hold for a surface that is extended by images of a new lot, but that its own distances move.
 Forgetting is the inverse: `retire(enrol(router, name, ...), name)` routes as `router` does, to the bit.
 """
 
@@ -29,6 +30,10 @@ Features = NDArray[np.float32]
 #: A surface is refused where an existing one claims this share, or more, of what it would claim of its own images.
 #: Chosen on real surfaces: 98 % of attempts to enrol a known surface anew are refused, 1 % of those with a new one.
 REFUSED_SHARE = 0.4
+
+#: New lots are rarely stranger than this, in multiples of the threshold. Chosen on real surfaces: one lot in nine is (a
+#: cluster of a surface's images by feature), and four of five surfaces that the router does not know.
+STRANGE = 1.5
 
 # Held-out images that are copies of training images are at no distance at all, which is no unit.
 _MIN_TYPICAL = 0.1
@@ -55,6 +60,24 @@ class Claim:
     def is_refused(self) -> bool:
         """Whether the images show `surface`, or one that cannot be told from it."""
         return self.num_claimed >= REFUSED_SHARE * self.num_expected
+
+
+@dataclass(frozen=True, slots=True)
+class NewLot:
+    """What a router makes of images of a lot before it learns them.
+
+    Of `num_images` it accepts `num_accepted` as their surface; `strangeness` is the median of their unseen scores, as a
+    multiple of the threshold.
+    """
+
+    num_images: int
+    num_accepted: int
+    strangeness: float
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether they are so far off that they may show a surface of their own."""
+        return self.strangeness > STRANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +139,41 @@ def enrol(
     )
 
 
+def extend(router: SurfaceRouter, surface: str, features: Features, copies: Features | None = None) -> SurfaceRouter:
+    """The router that knows `surface` in a new lot too, from its images' `features` [n, D], n at least 1.
+
+    A lot that looks otherwise (another supplier, another light) is called unseen, since nothing of it was known when
+    the surface was learnt. Class embedding and thresholds stay. `copies` as for `enrol`. Raises `ConfigError` for a
+    surface that the router does not know, or a router that does not judge by images. What `look_at_lot` finds is not
+    asked for here.
+    """
+    require_known(router, surface)
+    if router.settings.score != "whitened-nn":
+        raise ConfigError(
+            "bad-config",
+            f"the bundle judges by router.score {router.settings.score}, which compares with no images of a surface: "
+            "a new lot needs score whitened-nn, or the surface trained again with it",
+        )
+    number = router.surfaces.index(surface)
+    if "envelope" in router.gates and copies is None:
+        raise ValueError("the router has the envelope promise: expected changed copies of the images")
+    gates = {
+        promise: gate.with_images(number, features, router.settings, copies if promise == "envelope" else None)
+        for promise, gate in router.gates.items()
+    }
+    return _rebuilt(router, router.surfaces, gates, router.reader)
+
+
 def retire(router: SurfaceRouter, surface: str) -> SurfaceRouter:
     """The router without `surface`; its images are unseen again, or the next surface's that accepts them.
 
     The threshold stays: where `surface` was there from the start, its images still are among those that set
     it. Raises `ConfigError` for a surface that the router does not know, or its only one.
     """
-    if surface not in router.surfaces:
-        known = ", ".join(router.surfaces)
-        raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
+    require_known(router, surface)
+    number = router.surfaces.index(surface)
     if len(router.surfaces) == 1:
         raise ConfigError("bad-config", f"{surface!r} is the bundle's only surface; a router needs one to stay")
-    number = router.surfaces.index(surface)
     reader = replace(router.reader, class_embeddings=np.delete(router.reader.class_embeddings, number, axis=0))
     kept = tuple(name for name in router.surfaces if name != surface)
     gates = {promise: gate.without_surface(number) for promise, gate in router.gates.items()}
@@ -142,6 +188,13 @@ def require_new(router: SurfaceRouter, surface: str) -> None:
             f"surface {surface!r} is in the bundle already, which knows {', '.join(router.surfaces)}; "
             "choose another name, or retire the old one first",
         )
+
+
+def require_known(router: SurfaceRouter, surface: str) -> None:
+    """Raise `ConfigError` for a surface that the router does not know."""
+    if surface not in router.surfaces:
+        known = ", ".join(router.surfaces)
+        raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
 
 
 def largest_claim(router: SurfaceRouter, features: Features, groups: Sequence[str]) -> Claim:
@@ -180,17 +233,40 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
         )
 
 
+def look_at_lot(router: SurfaceRouter, surface: str, features: Features) -> NewLot:
+    """What the router makes of images [n, D], n at least 1, that are said to be a new lot of `surface`.
+
+    Raises `BundleError` "surface-claimed" where most are nearer to another surface: a lot may be called unseen, but by
+    its right name. `ConfigError` for a surface that the router does not know.
+    """
+    require_known(router, surface)
+    routes = [router.route(row) for row in features]
+    named = Counter(route.surface for route in routes)
+    if named[surface] < len(routes) / 2:
+        other, number = named.most_common(1)[0]
+        raise BundleError(
+            "surface-claimed",
+            f"surface {surface!r}: found {named[surface]} of {len(routes)} images nearer to it than to any other, "
+            f"expected half of them or more; {number} are nearest to {other!r}. Look at the images; a surface that the "
+            "bundle does not know is taught by `sbdzsl enrol`, under a name of its own",
+        )
+    accepted = sum(route.surface == surface and not route.is_unseen for route in routes)
+    strangeness = float(np.median([route.unseen_score / route.unseen_threshold for route in routes]))
+    return NewLot(len(routes), accepted, strangeness)
+
+
 def leave_out(
     router: SurfaceRouter,
     features: Features,
     groups: Sequence[str],
     copies: Features | None = None,
     even: Features | None = None,
+    extended: str | None = None,
 ) -> LeftOut:
-    """How a router that enrolled only the other images [n, D] takes each, one by one.
+    """How a router that enrolled only the other images [n, D] takes each, one by one; or `extended` that surface.
 
     A whole group is left out with its image. At most `MAX_LEFT_OUT` images are tried, spread over all; those whose
-    absence leaves fewer than two are not. It is a cautious estimate: one image more is enrolled in the end.
+    absence leaves too few are not. It is a cautious estimate: one image more is learnt in the end.
     """
     names = _independent(groups)
     images: list[int] = []
@@ -198,13 +274,16 @@ def leave_out(
     scores: dict[Promise, list[float]] = {promise: [] for promise in router.gates}
     for i in np.unique(np.linspace(0, len(features) - 1, min(len(features), MAX_LEFT_OUT)).round().astype(int)):
         rest = names != names[i]
-        if rest.sum() < 2:
+        if rest.sum() < (2 if extended is None else 1):
             continue
         kept = [None if of is None else of[rest] for of in (copies, even)]
-        others = enrol(router, "", features[rest], names[rest].tolist(), None, *kept)
+        if extended is None:
+            others = enrol(router, "", features[rest], names[rest].tolist(), None, *kept)
+        else:
+            others = extend(router, extended, features[rest], kept[0])
         route = others.route(features[i])
         images.append(int(i))
-        recognised += route.surface == "" and not route.is_unseen
+        recognised += route.surface == (extended or "") and not route.is_unseen
         for promise in scores:
             scores[promise].append(others.promising(promise).route(features[i]).unseen_score)
     return LeftOut(tuple(images), recognised, {promise: tuple(found) for promise, found in scores.items()})

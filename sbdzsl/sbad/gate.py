@@ -100,10 +100,7 @@ class SurfaceGate:
         known surfaces have where no gate learnt them, about 1: those of the new surface get the same, so that the
         threshold means the same for it. All that the gate knew stays as it is, to the bit.
         """
-        images = _Images(
-            np.stack([self.project(row) for row in features]),
-            None if copies is None else np.stack([[self.project(row) for row in rows] for rows in copies]),
-        )
+        images = self._projected(features, copies)
         asked = images.plain if even is None else np.concatenate([images.plain, [self.project(row) for row in even]])
         folds = deal_folds(np.zeros(len(features), dtype=np.int64), groups)
         left_out = _left_out(images, asked, folds, settings.own_prior)
@@ -121,6 +118,34 @@ class SurfaceGate:
             exponents=np.append(self.exponents, np.float32(exponent)),
         )
 
+    def with_images(
+        self, number: int, features: Stored, settings: RouterSettings, copies: Stored | None = None
+    ) -> SurfaceGate:
+        """The gate that has learnt more images of surface `number`, as of a lot that looks otherwise.
+
+        `features` [n, D], n at least 1, and `copies` [n, C, D] as the gate was fitted with. They join the surface's
+        bank and its own covariance. The unit m_k follows: its old images lie as far apart in it as they did before, on
+        the mean of logs. Distances to all other surfaces keep their bits.
+        """
+        old = self._learnt(number, 0 if copies is None else copies.shape[1])
+        images = old.joined(self._projected(features, copies))
+        own = _own_whitening(images, settings.own_prior)
+        moved = _log_apart(old.plain @ own.astype(np.float64)) - _log_apart(
+            old.plain @ self.own[number].astype(np.float64)
+        )
+        bank = (images.all() @ own.astype(np.float64)).astype(np.float32)
+        others = self.labels != number
+        scales, metrics = self.scales.copy(), self.own.copy()
+        scales[number] *= np.float32(np.exp(moved.mean()))
+        metrics[number] = own
+        return replace(
+            self,
+            own=metrics,
+            bank=np.concatenate([self.bank[others], bank]),
+            labels=np.concatenate([self.labels[others], np.full(len(bank), number)]),
+            scales=scales,
+        )
+
     def without_surface(self, number: int) -> SurfaceGate:
         """The gate without surface `number`; those after it move up by one, and no distance of another changes."""
         kept = self.labels != number
@@ -134,6 +159,18 @@ class SurfaceGate:
             exponents=np.delete(self.exponents, number),
         )
 
+    def _projected(self, features: Stored, copies: Stored | None) -> _Images:
+        return _Images(
+            np.stack([self.project(row) for row in features]),
+            None if copies is None else np.stack([[self.project(row) for row in rows] for rows in copies]),
+        )
+
+    def _learnt(self, number: int, num_copies: int) -> _Images:
+        """The images of a surface with their copies, in the order of `_Images.all`."""
+        rows = self.images_of(number)
+        plain, copies = np.split(rows, [len(rows) // (1 + num_copies)])
+        return _Images(plain, copies.reshape(len(plain), num_copies, -1) if num_copies else None)
+
 
 @dataclass(frozen=True, slots=True)
 class _Images:
@@ -144,6 +181,12 @@ class _Images:
 
     def only(self, chosen: NDArray[np.bool_]) -> _Images:
         return _Images(self.plain[chosen], None if self.copies is None else self.copies[chosen])
+
+    def joined(self, more: _Images) -> _Images:
+        copies = None
+        if self.copies is not None and more.copies is not None:
+            copies = np.concatenate([self.copies, more.copies])
+        return _Images(np.concatenate([self.plain, more.plain]), copies)
 
     def all(self) -> Array:
         """[n (1 + C), P]."""
@@ -285,6 +328,13 @@ def _left_out(images: _Images, asked: Array, folds: Labels, prior: float) -> Arr
         apart = np.stack([np.linalg.norm(bank - query, axis=1).min() for query in queries])
         logs.append(np.log(np.maximum(apart, _MIN_DISTANCE)))
     return np.concatenate(logs) if logs else np.empty(0)
+
+
+def _log_apart(points: Array) -> Array:
+    """[n, P] -> [n]: log distance of each to the nearest other, n at least 2."""
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    return np.asarray(np.log(np.maximum(apart.min(axis=1), _MIN_DISTANCE)))
 
 
 def _own_whitening(images: _Images, prior: float) -> Stored:

@@ -142,6 +142,7 @@ COMMANDS = {
     "list": {"--lake", "--inventory", "--out", "--include", "--exclude", "--partition", "--workers"},
     "export": {"--bundle", "--out", "--format", "--images", "--manifest", "--int8", "--surface", "--tolerance"},
     "enrol": {"--bundle", "--surface", "--out", "--images", "--manifest", "--attributes", "--seed", "--device"},
+    "extend": {"--bundle", "--surface", "--out", "--images", "--manifest", "--device"},
     "retire": {"--bundle", "--surface", "--out"},
     "groups": {"--bundle", "--out", "--audit", "--images", "--max-images", "--device"},
     "log query": {

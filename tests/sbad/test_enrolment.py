@@ -1,4 +1,4 @@
-"""A router that learns and forgets a surface: what moves, what keeps its bits, what is refused."""
+"""A router that learns and forgets a surface, or a new lot: what moves, what keeps its bits, what is refused."""
 
 from dataclasses import replace
 
@@ -10,9 +10,10 @@ from safetensors.torch import load, save
 from sbdzsl.errors import SbdzslError
 from sbdzsl.sbad import enrolment
 from sbdzsl.sbad.decision import SurfaceRouter
-from sbdzsl.sbad.enrolment import enrol, retire
+from sbdzsl.sbad.enrolment import enrol, extend, retire
 from sbdzsl.verdict import Route
 from tests.sbad.test_fit import SETTINGS, changed, draw, fit
+from tests.sbad.test_gate import another_lot
 
 
 @pytest.fixture(scope="module", params=["whitened-nn", "paper"])
@@ -127,6 +128,47 @@ def test_both_promises_learn_and_forget_a_surface() -> None:
         enrol(both, "d", images)
 
 
+def test_a_new_lot_is_accepted_and_only_images_nearest_to_its_surface_move(whitened: SurfaceRouter) -> None:
+    extended = extend(whitened, "b", another_lot(10, 1))
+    for row in images_around():
+        before, after = whitened.route(row), extended.route(row)
+        assert after.class_embedding == before.class_embedding
+        assert after.unseen_threshold == before.unseen_threshold
+        if "b" not in (before.surface, after.surface):
+            assert without_names(after) == without_names(before)
+    found = [[one.route(row) for row in another_lot(40, 7)] for one in (whitened, extended)]
+    before, after = (np.mean([r.surface == "b" and not r.is_unseen for r in routes]) for routes in found)
+    assert before < 0.1
+    assert after > 0.8
+
+
+def test_what_would_become_of_a_new_lot_is_told_beforehand(whitened: SurfaceRouter) -> None:
+    lot = another_lot(10, 1)
+    new, known = (enrolment.look_at_lot(whitened, "b", features) for features in (lot, draw("b", 10, 7)))
+    assert (new.num_accepted, new.num_images, new.is_strange) == (0, 10, True)
+    assert (known.num_accepted >= 8, known.is_strange, known.strangeness < 1) == (True, False, True)
+    scores = [whitened.route(row).unseen_score for row in lot]
+    assert new.strangeness == pytest.approx(np.median(scores) / whitened.threshold())
+    left_out = enrolment.leave_out(whitened, lot, ["x"] * 10, extended="b")
+    assert len(left_out.images) == 10
+    assert left_out.num_recognised >= 7
+    assert enrolment.leave_out(whitened, lot[:1], ["x"], extended="b").images == ()
+    with pytest.raises(
+        SbdzslError, match=r"found 0 of 5 images nearer to it than to any other.*nearest to 'b'"
+    ) as caught:
+        enrolment.look_at_lot(whitened, "a", draw("b", 5, 7))
+    assert caught.value.code == "surface-claimed"
+
+
+def test_a_new_lot_under_both_promises() -> None:
+    both, lot = fit(copies=True).promising("envelope"), another_lot(10, 1)
+    extended = extend(both, "b", lot, changed(lot, 1))
+    moved = changed(another_lot(40, 7), 7)[:, 0]
+    assert np.mean([(r := extended.route(row)).surface == "b" and not r.is_unseen for row in moved]) > 0.8
+    with pytest.raises(ValueError, match="expected changed copies"):
+        extend(both, "b", lot)
+
+
 def names(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
@@ -203,6 +245,12 @@ def test_images_left_out_one_by_one_are_recognised_by_the_others(whitened: Surfa
     [
         (lambda router: enrol(router, "a", draw("d", 5, 1)), "surface-exists"),
         (lambda router: enrol(router, "d", draw("d", 1, 1)), "too-few-images"),
+        (lambda router: extend(router, "d", draw("d", 5, 1)), "bad-config"),
+        (
+            lambda _: extend(fit(settings=SETTINGS.model_copy(update={"score": "paper"})), "a", draw("a", 5, 9)),
+            "bad-config",
+        ),
+        (lambda router: enrolment.look_at_lot(router, "d", draw("d", 5, 1)), "bad-config"),
         (lambda router: retire(router, "d"), "bad-config"),
         (lambda router: retire(retire(retire(router, "a"), "b"), "c"), "bad-config"),
     ],

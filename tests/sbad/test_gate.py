@@ -1,11 +1,11 @@
-"""The gate on made-up features: its distances, whose spread counts, what groups and copies do, one surface more."""
+"""The gate on made-up features: its distances, whose spread counts, groups and copies, one surface or lot more."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from sbdzsl.config import RouterSettings
-from sbdzsl.sbad.gate import fit_gate
+from sbdzsl.sbad.gate import SurfaceGate, fit_gate
 from tests.sbad.test_fit import DIMS, changed, draw
 
 SETTINGS = RouterSettings(own_prior=3)
@@ -125,3 +125,39 @@ def test_a_surface_more_leaves_the_others_to_the_bit_and_goes_again() -> None:
     near = gate.with_surface(draw("d", 12, 1), SETTINGS, typical=0.5).distances(draw("d", 1, 3)[0])
     assert near[3] == pytest.approx(0.5 * more.distances(draw("d", 1, 3)[0])[3], rel=1e-5)
     assert np.array_equal(more.without_surface(0).distances(query)[0:2], gate.distances(query)[1:])
+
+
+@pytest.mark.parametrize("with_copies", [False, True])
+def test_a_new_lot_joins_its_surface_and_leaves_the_others_to_the_bit(with_copies: bool) -> None:
+    x, lot = features(), another_lot(12, 4)
+    copies = (changed(x, 1), changed(lot, 2)) if with_copies else (None, None)
+    gate = fit_gate(x, LABELS, SETTINGS, copies=copies[0]).gate
+    more = gate.with_images(1, lot, SETTINGS, copies[1])
+    for query in (*draw("a", 5, 8), *draw("d", 5, 8)):
+        assert more.distances(query)[[0, 2]].tobytes() == gate.distances(query)[[0, 2]].tobytes()
+    before, after = (np.median([one.distances(row)[1] for row in another_lot(40, 9)]) for one in (gate, more))
+    assert (before > 3, after < 1.3) == (True, True)
+    strange = [one.distances(row).min() for one in (gate, more) for row in draw("d", 40, 8)]
+    assert np.median(strange[40:]) > 0.7 * np.median(strange[:40])
+    # The order of a bank with copies: more images may join again, and the last come out as they went in.
+    again = more.with_images(1, lot[:2], SETTINGS, None if copies[1] is None else copies[1][:2])
+    np.testing.assert_allclose(again._learnt(1, 2 if with_copies else 0).plain[-2], gate.project(lot[0]), atol=1e-3)
+
+
+def test_a_new_lot_leaves_the_old_images_as_far_apart_as_they_were() -> None:
+    gate = fit_gate(features(), LABELS, SETTINGS).gate
+    more = gate.with_images(1, another_lot(12, 4), SETTINGS)
+    old = gate.images_of(1)
+
+    def usual(one: SurfaceGate) -> float:
+        points = old @ one.own[1]
+        apart = np.linalg.norm(points[:, None] - points, axis=2) + np.diag(np.full(20, np.inf))
+        return float(np.log(apart.min(axis=1) / one.scales[1]).mean())
+
+    assert usual(more) == pytest.approx(usual(gate), abs=1e-3)
+    assert more.scales[1] != gate.scales[1]
+
+
+def another_lot(count: int, seed: int) -> NDArray[np.float32]:
+    """Images of `b` that all differ from the others of it in what hardly varies among those."""
+    return (draw("b", count, seed) + 6.0 * ((np.arange(DIMS) >= 12) & (np.arange(DIMS) < 18))).astype(np.float32)
