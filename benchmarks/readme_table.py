@@ -229,6 +229,22 @@ def unknown(figures: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def new_lots(figures: dict[str, Any]) -> list[Row]:
+    """The clusters again, after a few images of each."""
+    rows = []
+    for count in (10, 5):
+        scores = figures["tracks"][f"lots: {count}"]
+        shown = [
+            f"{name} {scores[name]['H@5%']['mean']:.1f} ({scores[name]['false alarms@5%']['mean']:.0f})"
+            for name in ("gate", "gate, envelope", "gate, trained anew")
+        ]
+        if not rows:
+            shown.append(f"untaught {scores['gate, as it was']['H@5%']['mean']:.1f}")
+        what = "The same clusters as a new lot, `sbdzsl extend` by" if not rows else "– by"
+        rows.append((f"{what} {count} images of each: H (false alarms) at 5 %", "≥ 88 (≤ 10)", "; ".join(shown)))
+    return rows
+
+
 def two_budgets(found: dict[str, dict[str, float]]) -> str:
     """H at both budgets, mean (worst)."""
     return " / ".join(f"{found[key]['mean']:.1f} ({found[key]['min']:.1f})" for key in ("H@5%", "H@2%"))
@@ -292,6 +308,7 @@ SECTIONS: dict[str, Studies] = {
     },
     "Router": {
         "sbad_gzsl": unknown,
+        "sbad_lots": new_lots,
         "router_latency": router_latency,
         "enrolment": enrolled,
         "sbad_paper": paper,
@@ -312,6 +329,7 @@ HEADLINES: dict[str, tuple[int, ...]] = {
     "sbdd_tile": (0,),
     "runtimes": (0, 1),
     "sbad_gzsl": (0, 2, 3, 4, 5),
+    "sbad_lots": (0,),
     "router_latency": (0,),
     "sbad_paper": (1,),
     "sbad_paper_yardsticks": (0,),

@@ -8,7 +8,8 @@ Tracks (surfaces and changes: `real_surfaces.py`; scores: `router_scores.py`):
 - random    80 % of the surfaces seen; of each half its groups train, a quarter calibrates, a quarter tests; 20 splits,
             NEU as one surface, and again as six
 - changed   the same splits, test images and unseen ones under one change of light, blur, noise or scale, or all at once
-- groups    of each seen surface one of four clusters of its images by feature is kept for the test: another day
+- groups    of each seen surface one of four clusters of its images by feature is kept for the test: another day; what
+            a few images of it do is measured by `sbad_lots.py`
 - scales    KTH-TIPS, five of seven materials seen; scales 4 and 6, or the nearest and farthest, kept for the test
 - lights    the same; a third of the poses and lights is kept for the test
 - seen      1, 2 or 3 surfaces seen, all others unseen
@@ -147,17 +148,7 @@ def changed_track(seed: int) -> dict[str, dict[str, Figures]]:
 
 
 def groups_track(seed: int) -> dict[str, dict[str, Figures]]:
-    rng = np.random.default_rng([seed, 1])
-    seen, unseen = seen_and_unseen(_data.surfaces, rng)
-    parts = []
-    for name in seen:
-        own = np.flatnonzero(_data.surfaces == name)
-        clusters = real_surfaces.cluster(_data.clean[own], 4, rng)
-        kept = rng.choice(real_surfaces.usable_clusters(clusters))
-        rest = rng.permutation(own[clusters != kept])
-        cut = round(2 / 3 * len(rest))
-        parts.append((rest[:cut], rest[cut:], own[clusters == kept]))
-    return {"groups": measured(joined(_data.surfaces, seen, unseen, parts, seed))}
+    return {"groups": measured(groups_split(seed))}
 
 
 def scales_track(seed: int) -> dict[str, dict[str, Figures]]:
@@ -244,6 +235,21 @@ def random_split(names: NDArray[np.str_], seed: int, count: int | None = None, n
             train, calibration = train[:cut], few.permutation(calibration)[: count - cut]
         parts.append((train, calibration, test))
     return joined(names, seen, unseen, parts, seed)
+
+
+def groups_split(seed: int) -> Split:
+    """One of four clusters by feature of each seen surface is for the test alone."""
+    rng = np.random.default_rng([seed, 1])
+    seen, unseen = seen_and_unseen(_data.surfaces, rng)
+    parts = []
+    for name in seen:
+        own = np.flatnonzero(_data.surfaces == name)
+        clusters = real_surfaces.cluster(_data.clean[own], 4, rng)
+        kept = rng.choice(real_surfaces.usable_clusters(clusters))
+        rest = rng.permutation(own[clusters != kept])
+        cut = round(2 / 3 * len(rest))
+        parts.append((rest[:cut], rest[cut:], own[clusters == kept]))
+    return joined(_data.surfaces, seen, unseen, parts, seed)
 
 
 def kth_split(seed: int, is_kept_out: Sequence[bool | None]) -> Split:

@@ -34,6 +34,7 @@ def sections() -> str:
         ("sbad_gzsl", "Knowing the unknown: every score on every track", tracks),
         ("sbad_gzsl", "Changed conditions: H (false alarms) at 5 %", changed),
         ("sbad_gzsl", "Defects do not make strangers", defects),
+        ("sbad_lots", "A new lot taught", lots),
         ("sbad_gallery", "Which surfaces are confused", confused),
         ("router_backbones", "Where the backbone is cut", cuts),
         ("router_latency", "Milliseconds and size", latency),
@@ -102,6 +103,37 @@ def defects(figures: dict[str, Any]) -> list[str]:
             keys = [f"false alarms, {kind}@{budget}" for budget in ("5%", "2%") for kind in ("good", "defective")]
             lines += row(name, *(f"{of[key]['mean']:.1f}" for key in keys), head=False)
     return lines
+
+
+def lots(figures: dict[str, Any]) -> list[str]:
+    """Before and after a few images of a new lot."""
+    lines = [
+        "One of four clusters by feature of each seen surface is its new lot: half of it is the test, from the other "
+        "half images are taught to each surface. Per cent; mean, worst split in brackets.",
+        "",
+        *row(
+            "images a surface", "score", "H at 5 %", "H at 2 %", "false alarms at 5 %", "at 2 %", "U at 5 %", "naming"
+        ),
+    ]
+    taught = {name: of for name, of in figures["tracks"].items() if name.startswith("lots: ")}
+    for place, (track, scores) in enumerate(taught.items()):
+        for name, of in scores.items():
+            untaught = name.endswith(", as it was")
+            if untaught and place > 0:
+                continue  # the same for any number of images
+            cells = [lowest(of[key]) for key in ("H@5%", "H@2%")]
+            cells += [highest(of[key]) for key in ("false alarms@5%", "false alarms@2%")]
+            number = "0" if untaught else track.removeprefix("lots: ")
+            lines += row(number, name, *cells, lowest(of["U@5%"]), f"{of['naming']['mean']:.1f}", head=False)
+    looked = figures["tracks"]["looked at"]
+    refused, strange = (looked["lots"][key]["mean"] for key in ("refused", "strange"))
+    return [
+        *lines,
+        "",
+        f"Of ten images of a lot, at 2 %: {refused:.1f} % of lots are refused, since another surface claims them; of "
+        f"{strange:.0f} % `extend` says that they may show another surface. So it says of "
+        f"{looked['unseen surfaces']['strange']['mean']:.0f} % of unseen surfaces, offered as the nearest one's.",
+    ]
 
 
 def confused(figures: dict[str, Any]) -> list[str]:

@@ -150,8 +150,8 @@ def extend(
 
     For a lot that looks otherwise and is called unseen. Images without label count as good. The detector stays, and so
     do all thresholds. Before any work raises `BundleError` "bundle-exists", `ConfigError` for a surface that the bundle
-    does not know, `DataError` "bad-images" (some cannot be read); then `BundleError` "surface-claimed", where most
-    images are nearer to another surface.
+    does not know, `DataError` "bad-images" (some cannot be read); then `BundleError` "surface-claimed", where
+    another surface accepts most of the images.
     """
     _require_out(out)
     router_enrolment.require_known(bundle.router, surface)
@@ -347,14 +347,11 @@ def _router_line(claim: Claim, left_out: LeftOut) -> str:
 
 def _lot_line(surface: str, lot: NewLot, left_out: LeftOut) -> str:
     line = (
-        f"router: {lot.num_images} images, {lot.num_accepted} of them accepted as {surface} before, their unseen score "
-        f"{lot.strangeness:.2f} times the threshold; {_tried(left_out)}"
+        f"router: {lot.num_images} images; {lot.num_accepted} were accepted as {surface} before, {lot.num_nearest} are "
+        f"nearest to it, their unseen score is {lot.strangeness:.2f} times the threshold; {_tried(left_out)}"
     )
     if lot.is_strange:
-        line += (
-            f"\n{surface}: they lie farther off than new lots do; if they show another surface, leave {surface} as it "
-            "is and use `sbdzsl enrol`"
-        )
+        line += f"\n{surface}: that is unlike a new lot of it; if they show another surface, use `sbdzsl enrol` instead"
     return line
 
 

@@ -103,7 +103,7 @@ _ADVICE: tuple[tuple[set[str], str], ...] = (
         {"unseen_score"},
         "No change of light or focus is seen to explain it: look for a new batch or supplier, or for another surface "
         "that comes nearest to this one, among the strangest images; `sbdzsl groups` sorts them, `sbdzsl enrol` "
-        "teaches a new surface.",
+        "teaches a new surface, `sbdzsl extend` a new batch of a known one.",
     ),
     (
         {"defect_score"},

@@ -1,4 +1,4 @@
-"""The groups of unseen images as files: a manifest a group for `sbdzsl enrol`, `groups.csv`, and a page to look at.
+"""The groups of unseen images as files: a manifest a group to enrol or extend by, `groups.csv`, and a page to look at.
 
 `groups.html` needs nothing beside itself. Names of files are hostile input: the template escapes everything.
 """
@@ -30,7 +30,8 @@ COLUMNS = ("group", "image_id", "uri", "unseen_score", "nearest_surface")
 @dataclass(frozen=True, slots=True)
 class _Section:
     group: Group
-    command: str
+    enrol: str
+    extend: str
     pictures: tuple[tuple[str, str], ...]  # data URL, uri
 
 
@@ -48,7 +49,12 @@ def write_groups(grouping: Grouping, bundle_url: str, settings: ImageSettings, o
         lake.write_manifest(samples_to_table(manifest_samples(group)), manifest_url(out, group))
     lake.write_bytes(lake.join(out, "groups.csv"), _table(grouping))
     sections = [
-        _Section(group, enrol_command(bundle_url, out, group), _pictures(group, settings))
+        _Section(
+            group,
+            enrol_command(bundle_url, out, group),
+            extend_command(bundle_url, out, group),
+            _pictures(group, settings),
+        )
         for group in grouping.groups[:MAX_SHOWN]
     ]
     environment = jinja2.Environment(
@@ -69,8 +75,17 @@ def manifest_url(out: str, group: Group) -> str:
 
 def enrol_command(bundle_url: str, out: str, group: Group) -> str:
     """The command that enrols a group; the name of the surface and the new bundle are left to the reader."""
+    return _command("enrol", bundle_url, out, group, "NAME")
+
+
+def extend_command(bundle_url: str, out: str, group: Group) -> str:
+    """The command that teaches a group as a new lot of the known surface that is nearest to it."""
+    return _command("extend", bundle_url, out, group, shlex.quote(group.nearest[0]))
+
+
+def _command(verb: str, bundle_url: str, out: str, group: Group, surface: str) -> str:
     bundle, manifest = shlex.quote(bundle_url), shlex.quote(manifest_url(out, group))
-    return f"sbdzsl enrol --bundle {bundle} --manifest {manifest} --surface NAME --out NEW_BUNDLE"
+    return f"sbdzsl {verb} --bundle {bundle} --manifest {manifest} --surface {surface} --out NEW_BUNDLE"
 
 
 def _table(grouping: Grouping) -> bytes:

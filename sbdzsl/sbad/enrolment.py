@@ -66,18 +66,19 @@ class Claim:
 class NewLot:
     """What a router makes of images of a lot before it learns them.
 
-    Of `num_images` it accepts `num_accepted` as their surface; `strangeness` is the median of their unseen scores, as a
-    multiple of the threshold.
+    Of `num_images` it accepts `num_accepted` as their surface, and `num_nearest` are nearer to it than to any other.
+    `strangeness` is the median of their unseen scores, as a multiple of the threshold.
     """
 
     num_images: int
     num_accepted: int
+    num_nearest: int
     strangeness: float
 
     @property
     def is_strange(self) -> bool:
-        """Whether they are so far off that they may show a surface of their own."""
-        return self.strangeness > STRANGE
+        """Whether they may show another surface: most are nearer to one, or they lie farther off than new lots do."""
+        return self.num_nearest < self.num_images / 2 or self.strangeness > STRANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,23 +237,22 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
 def look_at_lot(router: SurfaceRouter, surface: str, features: Features) -> NewLot:
     """What the router makes of images [n, D], n at least 1, that are said to be a new lot of `surface`.
 
-    Raises `BundleError` "surface-claimed" where most are nearer to another surface: a lot may be called unseen, but by
-    its right name. `ConfigError` for a surface that the router does not know.
+    Raises `BundleError` "surface-claimed" where another surface accepts half of them or more; `ConfigError` for a
+    surface that the router does not know.
     """
     require_known(router, surface)
     routes = [router.route(row) for row in features]
-    named = Counter(route.surface for route in routes)
-    if named[surface] < len(routes) / 2:
-        other, number = named.most_common(1)[0]
-        raise BundleError(
-            "surface-claimed",
-            f"surface {surface!r}: found {named[surface]} of {len(routes)} images nearer to it than to any other, "
-            f"expected half of them or more; {number} are nearest to {other!r}. Look at the images; a surface that the "
-            "bundle does not know is taught by `sbdzsl enrol`, under a name of its own",
-        )
-    accepted = sum(route.surface == surface and not route.is_unseen for route in routes)
+    accepted = Counter(route.surface for route in routes if not route.is_unseen)
+    for other, number in accepted.most_common(1):
+        if other != surface and number >= len(routes) / 2:
+            raise BundleError(
+                "surface-claimed",
+                f"surface {surface!r}: {number} of {len(routes)} images are accepted as {other!r} already. If they do "
+                f"show {surface!r}, the router cannot tell the two apart: train both again with `sbdzsl train`",
+            )
+    nearest = sum(route.surface == surface for route in routes)
     strangeness = float(np.median([route.unseen_score / route.unseen_threshold for route in routes]))
-    return NewLot(len(routes), accepted, strangeness)
+    return NewLot(len(routes), accepted[surface], nearest, strangeness)
 
 
 def leave_out(

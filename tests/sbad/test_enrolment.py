@@ -145,7 +145,7 @@ def test_a_new_lot_is_accepted_and_only_images_nearest_to_its_surface_move(white
 def test_what_would_become_of_a_new_lot_is_told_beforehand(whitened: SurfaceRouter) -> None:
     lot = another_lot(10, 1)
     new, known = (enrolment.look_at_lot(whitened, "b", features) for features in (lot, draw("b", 10, 7)))
-    assert (new.num_accepted, new.num_images, new.is_strange) == (0, 10, True)
+    assert (new.num_accepted, new.num_nearest, new.num_images, new.is_strange) == (0, 9, 10, True)
     assert (known.num_accepted >= 8, known.is_strange, known.strangeness < 1) == (True, False, True)
     scores = [whitened.route(row).unseen_score for row in lot]
     assert new.strangeness == pytest.approx(np.median(scores) / whitened.threshold())
@@ -153,11 +153,11 @@ def test_what_would_become_of_a_new_lot_is_told_beforehand(whitened: SurfaceRout
     assert len(left_out.images) == 10
     assert left_out.num_recognised >= 7
     assert enrolment.leave_out(whitened, lot[:1], ["x"], extended="b").images == ()
-    with pytest.raises(
-        SbdzslError, match=r"found 0 of 5 images nearer to it than to any other.*nearest to 'b'"
-    ) as caught:
+    with pytest.raises(SbdzslError, match=r"surface 'a': 5 of 5 images are accepted as 'b' already") as caught:
         enrolment.look_at_lot(whitened, "a", draw("b", 5, 7))
     assert caught.value.code == "surface-claimed"
+    nearer_to_b = enrolment.look_at_lot(whitened, "a", lot)
+    assert (nearer_to_b.num_nearest, nearer_to_b.is_strange) == (0, True)
 
 
 def test_a_new_lot_under_both_promises() -> None:
