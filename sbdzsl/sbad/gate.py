@@ -130,13 +130,11 @@ class SurfaceGate:
         old = self._learnt(number, 0 if copies is None else copies.shape[1])
         images = old.joined(self._projected(features, copies))
         own = _own_whitening(images, settings.own_prior)
-        moved = _log_apart(old.plain @ own.astype(np.float64)) - _log_apart(
-            old.plain @ self.own[number].astype(np.float64)
-        )
+        before, after = (_log_apart(old.plain @ of.astype(np.float64)).mean() for of in (self.own[number], own))
         bank = (images.all() @ own.astype(np.float64)).astype(np.float32)
         others = self.labels != number
         scales, metrics = self.scales.copy(), self.own.copy()
-        scales[number] *= np.float32(np.exp(moved.mean()))
+        scales[number] *= np.float32(np.exp(after - before))
         metrics[number] = own
         return replace(
             self,
@@ -332,9 +330,9 @@ def _left_out(images: _Images, asked: Array, folds: Labels, prior: float) -> Arr
 
 def _log_apart(points: Array) -> Array:
     """[n, P] -> [n]: log distance of each to the nearest other, n at least 2."""
-    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    return np.asarray(np.log(np.maximum(apart.min(axis=1), _MIN_DISTANCE)))
+    # The smallest of a row is the point itself.
+    nearest = [np.partition(np.linalg.norm(points - point, axis=1), 1)[1] for point in points]
+    return np.asarray(np.log(np.maximum(nearest, _MIN_DISTANCE)))
 
 
 def _own_whitening(images: _Images, prior: float) -> Stored:
