@@ -57,6 +57,7 @@ bench: setup  ## the long studies behind the figures, hours of them; needs the s
 	$(BIN)/python benchmarks/runtimes.py
 	$(BIN)/python benchmarks/int8_ap.py
 	$(BIN)/python benchmarks/sbad_gzsl.py
+	$(BIN)/python benchmarks/sbad_lots.py
 	$(BIN)/python benchmarks/sbad_gallery.py --out runs/gallery
 	$(BIN)/python benchmarks/router_backbones.py
 	$(BIN)/python benchmarks/router_latency.py

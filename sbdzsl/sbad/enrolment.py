@@ -31,8 +31,8 @@ Features = NDArray[np.float32]
 #: Chosen on real surfaces: 98 % of attempts to enrol a known surface anew are refused, 1 % of those with a new one.
 REFUSED_SHARE = 0.4
 
-#: New lots are rarely stranger than this, in multiples of the threshold. Chosen on real surfaces: one lot in nine is (a
-#: cluster of a surface's images by feature), and four of five surfaces that the router does not know.
+#: New lots are rarely stranger than this, in multiples of the threshold, and most unknown surfaces are. Chosen on real
+#: surfaces: `benchmarks/sbad_lots.py`.
 STRANGE = 1.5
 
 # Held-out images that are copies of training images are at no distance at all, which is no unit.
