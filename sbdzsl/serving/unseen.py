@@ -1,4 +1,4 @@
-"""Unseen images of late, grouped by what they look like, with a proposal to enrol each group as a surface."""
+"""Unseen images of late, grouped by what they look like; each group may be enrolled, or extend a known surface."""
 
 # No postponed annotations here: FastAPI reads those of the routes, which name what is around them.
 import asyncio
@@ -66,7 +66,7 @@ def unseen_routes(service: Service, recorder: Recorder, door: Door) -> APIRouter
                 member = tarfile.TarInfo(_file_name(found))
                 member.size, member.mtime = len(content), int(found.at)
                 archive.addfile(member, io.BytesIO(content))
-        headers = {"Content-Disposition": 'attachment; filename="new-surface.tar"'}
+        headers = {"Content-Disposition": 'attachment; filename="unseen.tar"'}
         return Response(buffer.getvalue(), media_type="application/x-tar", headers=headers)
 
     return router
@@ -112,10 +112,13 @@ def _grouped(card: ServiceCard, events: Sequence[Event], contents: Mapping[int, 
 def _described(group: Group, bundle_url: str, by_image: Mapping[str, Event]) -> dict[str, Any]:
     numbers = [by_image[member.sample.image_id].id for member in group.members]
     query = "&".join(f"event={number}" for number in numbers[:MAX_ARCHIVED])
-    command = (
-        "mkdir new-surface && tar -xf new-surface.tar -C new-surface && "
-        f"sbdzsl enrol --bundle {shlex.quote(bundle_url)} --images new-surface --surface NAME --out NEW_BUNDLE"
-    )
+
+    def command(verb: str, surface: str) -> str:
+        return (
+            "mkdir unseen && tar -xf unseen.tar -C unseen && "
+            f"sbdzsl {verb} --bundle {shlex.quote(bundle_url)} --images unseen --surface {surface} --out NEW_BUNDLE"
+        )
+
     return {
         "name": group.name,
         "events": numbers,
@@ -123,7 +126,8 @@ def _described(group: Group, bundle_url: str, by_image: Mapping[str, Event]) -> 
         "attributes": list(group.attributes),
         "most_alike": group.most_alike,
         "archive": f"v1/unseen/images.tar?{query}",
-        "command": command,
+        "enrol": command("enrol", "NAME"),
+        "extend": command("extend", shlex.quote(group.nearest[0])),
     }
 
 

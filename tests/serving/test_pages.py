@@ -209,11 +209,14 @@ def test_unseen_in_a_row_is_an_alarm_to_acknowledge(live: Running) -> None:
     assert live.client.post("/v1/alarms/none/acknowledge", json={}).json()["code"] == "unknown-alarm"
 
 
-def test_unseen_images_come_in_groups_with_what_enrols_them(live: Running) -> None:
+def test_unseen_images_come_in_groups_with_what_teaches_them(live: Running) -> None:
     found = live.client.get("/v1/unseen", timeout=60).json()
     assert found["num_unseen"] == len(listed(live, verdict="unseen"))
     grouped = [number for group in found["groups"] for number in group["events"]]
     assert sorted(grouped + found["single"]) == sorted(one["event_id"] for one in listed(live, verdict="unseen"))
+    for group in found["groups"]:
+        assert "sbdzsl enrol --bundle " in group["enrol"]
+        assert f"--images unseen --surface {group['nearest'][0]} --out NEW_BUNDLE" in group["extend"]
     numbers = (grouped + found["single"])[:2]
     archive = live.client.get("/v1/unseen/images.tar", params={"event": numbers}).content
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:

@@ -102,17 +102,25 @@ async function groupNow() {
 }
 
 function group(one) {
-  const command = el("code", {}, one.command);
   return el(
     "article", { class: "group" },
     el("h2", {}, t("group-title", { name: one.name, n: one.events.length })),
     el("p", {}, t("group-nearest", { nearest: one.nearest.join(", ") }), one.attributes.length > 0 && ` · ${one.attributes.join(", ")}`),
     thumbnails(one.events),
-    el("h3", {}, t("enrol")),
-    el("p", {}, t("enrol-about")),
-    el("div", { class: "row" }, el("a", { class: "button", href: one.archive, download: "new-surface.tar" }, t("enrol-images")), button(t("copy-command"), () => copy(command))),
-    el("pre", { tabindex: 0 }, command),
+    el("p", {}, t("group-about")),
+    el("div", { class: "row" }, el("a", { class: "button", href: one.archive, download: "unseen.tar" }, t("group-images"))),
+    ...teach(t("enrol"), one.enrol),
+    ...teach(t("extend", { surface: one.nearest[0] }), one.extend),
   );
+}
+
+function teach(title, words) {
+  const command = el("code", {}, words);
+  return [
+    el("h3", {}, title),
+    el("div", { class: "row" }, button(t("copy-command"), () => copy(command))),
+    el("pre", { tabindex: 0 }, command),
+  ];
 }
 
 const thumbnails = (events) =>
