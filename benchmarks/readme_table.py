@@ -77,9 +77,13 @@ def dagm(figures: dict[str, Any]) -> list[Row]:
 
 
 def drawn(figures: dict[str, Any]) -> list[Row]:
-    """The ten drawn surfaces without masks."""
+    """The ten drawn surfaces; with all masks, to show what can be found at all."""
     return [
-        (f"Ten drawn surfaces, {level}: AP, three seeds", "≥ 0.99", spread_of(found["all"]))
+        (
+            f"Ten drawn surfaces, {level}: AP, three seeds",
+            "" if level == "all masks" else "≥ 0.99",
+            spread_of(found["all"]),
+        )
         for level, found in sbdd_tables.levels_of(figures).items()
     ]
 
