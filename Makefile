@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-cluster test-jobs test-nets test-rest broker prometheus postgresql lint types bench sbom clean
+.PHONY: setup demo test test-cluster test-jobs test-nets test-rest test-registry broker prometheus postgresql lint types bench sbom clean
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,13 +23,13 @@ prometheus:  ## what alert rules are tested by, and what the local stack runs; w
 postgresql:  ## the database server that a sweep is kept in by a test; where Debian's is not to be had it is skipped, and says so
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || (apt-get update && apt-get install -y --no-install-recommends postgresql) || true
 
-test: setup broker prometheus postgresql  ## the whole test suite, real Ray included: in four parts, three at a time, each tells at its end
-	$(MAKE) --jobs=3 --keep-going --output-sync test-cluster test-jobs test-nets test-rest
+test: setup broker prometheus postgresql  ## the whole test suite, real Ray included: in five parts, three at a time, each tells at its end
+	$(MAKE) --jobs=3 --keep-going --output-sync test-cluster test-jobs test-nets test-rest test-registry
 
 # Ray waits as much as it works, and what it leaves of two cores is room for other tests. A new test is in just one part.
 # With a thread each, the parts do not wait for one another's.
-NETS := tests/pipeline tests/registry tests/reproduce tests/sbdd tests/serving
-test-cluster test-jobs test-nets test-rest: export OMP_NUM_THREADS = 1
+NETS := tests/pipeline tests/reproduce tests/sbdd tests/serving
+test-cluster test-jobs test-nets test-rest test-registry: export OMP_NUM_THREADS = 1
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m ray tests/cluster
@@ -41,7 +41,10 @@ test-nets: setup
 	$(BIN)/python -m pytest -m "not ray" $(NETS)
 
 test-rest: setup
-	$(BIN)/python -m pytest -m "not ray" $(NETS:%=--ignore=%)
+	$(BIN)/python -m pytest -m "not ray" $(NETS:%=--ignore=%) --ignore=tests/registry
+
+test-registry: setup
+	$(BIN)/python -m pytest -m "not ray" tests/registry
 
 lint: setup types  ## style, types and the walls between packages; a cache would miss what a new module changes elsewhere
 	$(BIN)/ruff check --no-cache .
