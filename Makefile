@@ -84,7 +84,7 @@ bench: setup  ## the long studies behind the figures, hours of them; needs the s
 	$(BIN)/python benchmarks/page_latency.py
 	$(BIN)/python benchmarks/audit_scale.py 1000 10000 100000 1000000 --plot
 	$(BIN)/python benchmarks/alert_delivery.py
-	$(BIN)/python benchmarks/readme_table.py
+	$(BIN)/python benchmarks/write_figures.py
 
 sbom: setup  ## what .venv is made of, as CycloneDX, in sbom.json; the tool has an environment of its own and is not in it
 	test -x .venv-sbom/bin/cyclonedx-py || $(PYTHON) -m venv .venv-sbom

@@ -1,4 +1,4 @@
-"""The router's tables, made from `benchmarks/results/`; `readme_table.py` writes them into `sbdzsl/sbad/README.md`."""
+"""The router's tables, made from `benchmarks/results/`; `write_figures.py` writes them into `sbdzsl/sbad/README.md`."""
 
 from __future__ import annotations
 

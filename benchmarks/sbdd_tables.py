@@ -2,7 +2,7 @@
 
     python benchmarks/sbdd_tables.py    draw the label-budget curve and AP against milliseconds into docs/images/
 
-The tables are written into `sbdzsl/sbdd/README.md` by `readme_table.py`.
+The tables are written into `sbdzsl/sbdd/README.md` by `write_figures.py`.
 """
 
 from __future__ import annotations

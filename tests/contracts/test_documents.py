@@ -25,8 +25,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_readmes_figures_are_those_of_the_results() -> None:
-    check = [sys.executable, "benchmarks/readme_table.py", "--check"]
-    assert subprocess.run(check, cwd=ROOT, check=False).returncode == 0, "run python benchmarks/readme_table.py"
+    check = [sys.executable, "benchmarks/write_figures.py", "--check"]
+    assert subprocess.run(check, cwd=ROOT, check=False).returncode == 0, "run python benchmarks/write_figures.py"
 
 
 def shell_lines(text: str) -> list[str]:
