@@ -15,7 +15,6 @@ constant was chosen on splits of the same surfaces with other seeds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -23,14 +22,13 @@ from multiprocessing import get_context
 import numpy as np
 import real_surfaces
 import sbad_gzsl
-from numpy.typing import NDArray
 from real_surfaces import WORKERS
 from record import record
 from router_scores import Fitted, Training, cross_fitted, score_of
 from sbad_gzsl import METHODS, SETTINGS, Figures, Indices, Split
 
 from sbdzsl.calibration import conformal_threshold
-from sbdzsl.sbad.enrolment import STRANGE
+from sbdzsl.sbad.enrolment import NewLot
 from sbdzsl.sbad.gate import FittedGate, SurfaceGate, fit_gate
 
 SPLITS = 10
@@ -96,44 +94,26 @@ def taught(of: Fitted, gate: SurfaceGate, few: dict[str, Indices], envelope: boo
     """The gate after each surface's lot, but for those that are refused."""
     data, threshold = sbad_gzsl._data, conformal_threshold(np.sort(of.held_out), BUDGET)
     for number, lot in enumerate(few.values()):
-        if not is_refused(number, of.score(data.clean[lot]), threshold):
+        if NewLot.of(of.score(data.clean[lot]), number, threshold).claimed_by is None:
             gate = gate.with_images(number, data.clean[lot], SETTINGS, data.copies[lot] if envelope else None)
     return gate
-
-
-def is_refused(number: int, apart: NDArray[np.float64], threshold: float) -> bool:
-    """Whether another surface accepts half of the images or more, by their distances [n, K]: `look_at_lot` refuses."""
-    accepted = np.bincount(apart.argmin(axis=1)[apart.min(axis=1) <= threshold], minlength=apart.shape[1])
-    return bool(accepted.argmax() != number and accepted.max() >= len(apart) / 2)
-
-
-def is_strange(number: int, apart: NDArray[np.float64], threshold: float) -> bool:
-    """What `NewLot.is_strange` says of images as a lot of surface `number`."""
-    return bool((apart.argmin(axis=1) == number).mean() < 0.5 or np.median(apart.min(axis=1)) > STRANGE * threshold)
 
 
 def looked_at(of: Fitted, split: Split, lots: dict[str, Indices]) -> dict[str, Figures]:
     """What `extend` would say of ten images of each lot, and of ten of each unseen surface as the nearest one's lot."""
     threshold = conformal_threshold(np.sort(of.held_out), BUDGET)
-    features = sbad_gzsl._data.clean
-    own = [of.score(features[lot[:10]]) for lot in lots.values()]
-    strange = [
-        of.score(features[split.unseen[split.names[split.unseen] == name][:10]])
-        for name in np.unique(split.names[split.unseen])
-    ]
-    nearest = [int(np.bincount(apart.argmin(axis=1)).argmax()) for apart in strange]
-
-    def share(found: Iterable[bool]) -> float:
-        return 100 * float(np.mean(list(found)))
-
+    strangers = [split.unseen[split.names[split.unseen] == name] for name in np.unique(split.names[split.unseen])]
+    own, other = (
+        [of.score(sbad_gzsl._data.clean[some[:10]]) for some in parts] for parts in (lots.values(), strangers)
+    )
+    taken = [NewLot.of(apart, number, threshold) for number, apart in enumerate(own)]
+    mistaken = [NewLot.of(apart, int(np.bincount(apart.argmin(axis=1)).argmax()), threshold) for apart in other]
     return {
         "lots": {
-            "refused": share(is_refused(k, apart, threshold) for k, apart in enumerate(own)),
-            "strange": share(is_strange(k, apart, threshold) for k, apart in enumerate(own)),
+            "refused": 100 * float(np.mean([lot.claimed_by is not None for lot in taken])),
+            "strange": 100 * float(np.mean([lot.is_strange for lot in taken])),
         },
-        "unseen surfaces": {
-            "strange": share(is_strange(k, apart, threshold) for k, apart in zip(nearest, strange, strict=True))
-        },
+        "unseen surfaces": {"strange": 100 * float(np.mean([lot.is_strange for lot in mistaken]))},
     }
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -40,6 +40,8 @@ CARD = "bundle.json"
 
 #: Held-out images that a reference is made from, at most: with more, a shift too small to matter would show.
 MAX_REFERENCE = 500
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class Bundle:
     def surfaces(self) -> tuple[str, ...]:
         """Names of the seen surfaces, sorted."""
         return tuple(sorted(self.detectors))
+
+
+def some_for_reference(values: Sequence[_T]) -> Sequence[_T]:
+    """At most `MAX_REFERENCE` of the values of a reference, spread over all."""
+    return values[:: -(-len(values) // MAX_REFERENCE)] if values else values
 
 
 def exists(url: str) -> bool:

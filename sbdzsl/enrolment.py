@@ -13,7 +13,7 @@ from typing import Any
 
 from sbdzsl import bundle as bundles
 from sbdzsl import lake
-from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference, SurfaceDetector
+from sbdzsl.bundle import Bundle, Reference, SurfaceDetector, some_for_reference
 from sbdzsl.config import ImageSettings, Promise
 from sbdzsl.datasets import ADAPTERS, assign_splits, samples_from_table, samples_to_table
 from sbdzsl.datasets.sample import Sample, group_of
@@ -150,11 +150,11 @@ def extend(
 
     For a lot that looks otherwise and is called unseen. Images without label count as good. The detector stays, and so
     do all thresholds. Before any work raises `BundleError` "bundle-exists", `ConfigError` for a surface that the bundle
-    does not know, `DataError` "bad-images" (some cannot be read); then `BundleError` "surface-claimed", where
-    another surface accepts most of the images.
+    does not know or a router that does not judge by images, `DataError` "bad-images" (some cannot be read); then
+    `BundleError` "surface-claimed", where another surface accepts half of the images or more.
     """
     _require_out(out)
-    router_enrolment.require_known(bundle.router, surface)
+    router_enrolment.require_extendable(bundle.router, surface)
     readable = _readable(surface, samples, bundle.settings.image, report)
     samples, groups = [sample for sample, _ in readable], [group_of(sample)[1] for sample, _ in readable]
     images = [TrainingImage(sample.image_id, image.grey(), sample.label == "defect") for sample, image in readable]
@@ -329,9 +329,8 @@ def _good_scores(defective: Sequence[bool], left_out: LeftOut) -> dict[Promise, 
 def _joined(old: Reference, looks: Sequence[Appearance], scores: Mapping[Promise, Sequence[float]]) -> Reference:
     """A reference that holds good images of a new lot as well, spread over all where they are too many."""
 
-    def some(*parts: Sequence[float]) -> tuple[float, ...]:
-        values = [value for part in parts for value in part]
-        return tuple(values[:: -(-len(values) // MAX_REFERENCE)] if values else ())
+    def some(before: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:
+        return tuple(some_for_reference([*before, *more]))
 
     return Reference(
         brightness=some(old.brightness, [look.brightness for look in looks]),

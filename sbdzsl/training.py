@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sbdzsl import __version__, lake
 from sbdzsl import bundle as bundles
-from sbdzsl.bundle import MAX_REFERENCE, Bundle, Reference
+from sbdzsl.bundle import Bundle, Reference, some_for_reference
 from sbdzsl.config import Promise, TrainSettings
 from sbdzsl.datasets.sample import Sample, samples_from_table
 from sbdzsl.errors import BundleError, DataError
@@ -282,10 +282,10 @@ def make_references(surfaces: Sequence[SurfaceData], fitted: FittedRouter) -> di
     return references
 
 
-def _kept_good(data: SurfaceData) -> list[int]:
+def _kept_good(data: SurfaceData) -> Sequence[int]:
     """Numbers of the good validation images, of at most `MAX_REFERENCE`, spread over all."""
     good = [number for number, defective in enumerate(data.val_defective) if not defective]
-    return good[:: -(-len(good) // MAX_REFERENCE)] if good else []
+    return some_for_reference(good)
 
 
 def training_samples(manifest: pa.Table, unseen: Sequence[str]) -> dict[str, list[Sample]]:

@@ -132,6 +132,7 @@ def test_the_files_of_a_grouping(found: Grouping, trained: Trained, tmp_path: Pa
     html = Path(page).read_text()
     assert html.count("<img") == sum(min(len(g.members), groups_page.MAX_PICTURES) for g in found.groups)
     assert "sbdzsl enrol --bundle &#39;plant bundle&#39; --manifest" in html
+    assert "sbdzsl extend --bundle &#39;plant bundle&#39; --manifest" in html
     assert f"--surface {first.nearest[0]} --out NEW_BUNDLE" in html
     assert "script" not in html
 

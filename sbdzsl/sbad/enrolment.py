@@ -26,6 +26,7 @@ from sbdzsl.sbad.decision import AttributeReader, SurfaceRouter
 from sbdzsl.sbad.gate import SurfaceGate
 
 Features = NDArray[np.float32]
+Distances = NDArray[np.float64]
 
 #: A surface is refused where an existing one claims this share, or more, of what it would claim of its own images.
 #: Chosen on real surfaces: 98 % of attempts to enrol a known surface anew are refused, 1 % of those with a new one.
@@ -67,13 +68,25 @@ class NewLot:
     """What a router makes of images of a lot before it learns them.
 
     Of `num_images` it accepts `num_accepted` as their surface, and `num_nearest` are nearer to it than to any other.
-    `strangeness` is the median of their unseen scores, as a multiple of the threshold.
+    `strangeness` is the median of their unseen scores, as a multiple of the threshold. `claimed_by` is the number of
+    another surface that accepts half of them or more; None if there is none.
     """
 
     num_images: int
     num_accepted: int
     num_nearest: int
     strangeness: float
+    claimed_by: int | None
+
+    @staticmethod
+    def of(apart: Distances, number: int, threshold: float) -> NewLot:
+        """By the distances [n, K] of the images, said to be of surface `number`, and the gate's threshold."""
+        nearest, scores = apart.argmin(axis=1), apart.min(axis=1)
+        accepted = np.bincount(nearest[scores <= threshold], minlength=apart.shape[1])
+        others = np.where(np.arange(len(accepted)) == number, 0, accepted)
+        claimed_by = int(others.argmax()) if others.max() >= len(apart) / 2 else None
+        strangeness = float(np.median(scores / threshold))
+        return NewLot(len(apart), int(accepted[number]), int((nearest == number).sum()), strangeness, claimed_by)
 
     @property
     def is_strange(self) -> bool:
@@ -148,13 +161,7 @@ def extend(router: SurfaceRouter, surface: str, features: Features, copies: Feat
     surface that the router does not know, or a router that does not judge by images. What `look_at_lot` finds is not
     asked for here.
     """
-    require_known(router, surface)
-    if router.settings.score != "whitened-nn":
-        raise ConfigError(
-            "bad-config",
-            f"the bundle judges by router.score {router.settings.score}, which compares with no images of a surface: "
-            "a new lot needs score whitened-nn, or the surface trained again with it",
-        )
+    require_extendable(router, surface)
     number = router.surfaces.index(surface)
     if "envelope" in router.gates and copies is None:
         raise ValueError("the router has the envelope promise: expected changed copies of the images")
@@ -198,6 +205,17 @@ def require_known(router: SurfaceRouter, surface: str) -> None:
         raise ConfigError("bad-config", f"surface {surface!r} is not in the bundle, which knows {known}")
 
 
+def require_extendable(router: SurfaceRouter, surface: str) -> None:
+    """Raise `ConfigError` for a surface that the router does not know, or a router that does not judge by images."""
+    require_known(router, surface)
+    if router.settings.score != "whitened-nn":
+        raise ConfigError(
+            "bad-config",
+            f"the bundle judges by router.score {router.settings.score}, which compares with no images of a surface: "
+            "a new lot needs score whitened-nn, or the surface trained again with it",
+        )
+
+
 def largest_claim(router: SurfaceRouter, features: Features, groups: Sequence[str]) -> Claim:
     """The claim of the surface of `router` that accepts most of the images `features` [n, D], n at least 1.
 
@@ -237,22 +255,20 @@ def require_unclaimed(claim: Claim, surface: str) -> None:
 def look_at_lot(router: SurfaceRouter, surface: str, features: Features) -> NewLot:
     """What the router makes of images [n, D], n at least 1, that are said to be a new lot of `surface`.
 
-    Raises `BundleError` "surface-claimed" where another surface accepts half of them or more; `ConfigError` for a
-    surface that the router does not know.
+    Raises `BundleError` "surface-claimed" where another surface accepts half of them or more; `ConfigError` as
+    `extend`.
     """
-    require_known(router, surface)
-    routes = [router.route(row) for row in features]
-    accepted = Counter(route.surface for route in routes if not route.is_unseen)
-    for other, number in accepted.most_common(1):
-        if other != surface and number >= len(routes) / 2:
-            raise BundleError(
-                "surface-claimed",
-                f"surface {surface!r}: {number} of {len(routes)} images are accepted as {other!r} already. If they do "
-                f"show {surface!r}, the router cannot tell the two apart: train both again with `sbdzsl train`",
-            )
-    nearest = sum(route.surface == surface for route in routes)
-    strangeness = float(np.median([route.unseen_score / route.unseen_threshold for route in routes]))
-    return NewLot(len(routes), accepted[surface], nearest, strangeness)
+    require_extendable(router, surface)
+    apart = np.stack([router.gate.distances(row) for row in features])
+    lot = NewLot.of(apart, router.surfaces.index(surface), router.threshold())
+    if lot.claimed_by is not None:
+        raise BundleError(
+            "surface-claimed",
+            f"surface {surface!r}: half or more of {lot.num_images} images are accepted as "
+            f"{router.surfaces[lot.claimed_by]!r} already. If they do show {surface!r}, the router cannot tell the two "
+            "apart: train both again with `sbdzsl train`",
+        )
+    return lot
 
 
 def leave_out(
