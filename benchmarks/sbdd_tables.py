@@ -205,7 +205,7 @@ def runtimes(figures: dict[str, Any]) -> list[str]:
                 )
                 what = f"{task}, batch {batch}"
                 lines += row(name, f"{size['parameters']:,}", f"{size['gmac']}", what, *cells, head=False)
-    return [*lines, "", "In brackets: times faster than `reference` by the same runtime, one image at a time."]
+    return [*lines, "", "In brackets: times faster than `reference` by the same runtime in the same batch."]
 
 
 def int8(figures: dict[str, Any]) -> list[str]:
